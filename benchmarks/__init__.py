@@ -1,0 +1,1 @@
+"""One command for each question about speed, memory and size."""

@@ -1,0 +1,190 @@
+"""Writes a checkpoint with the dimensions and tensor names of Phi-3.5-vision and random weights.
+
+    python -m benchmarks.synthetic_checkpoint OUT
+
+Its answers mean nothing; its size, and the time and memory that it takes, are the real ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+
+from export.config import expected_tensors, read_config
+
+# Dimensions: config.json of microsoft/Phi-3.5-vision-instruct. The LongRoPE factors are made up,
+# between the published first and last ones.
+FULL_SIZE = {
+    "model_type": "phi3_v",
+    "architectures": ["Phi3VForCausalLM"],
+    "hidden_act": "silu",
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32064,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 131072,
+    "original_max_position_embeddings": 4096,
+    "rope_scaling": {
+        "type": "su",
+        "short_factor": np.linspace(1.05, 3.05, 48).tolist(),
+        "long_factor": np.geomspace(1.03, 64.8, 48).tolist(),
+    },
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "torch_dtype": "bfloat16",
+    "embd_layer": {
+        "embedding_cls": "image",
+        "hd_transform_order": "sub_glb",
+        "projection_cls": "mlp",
+        "use_hd_transform": True,
+        "with_learnable_separator": True,
+    },
+    "img_processor": {
+        "image_dim_out": 1024,
+        "model_name": "openai/clip-vit-large-patch14-336",
+        "name": "clip_vision_model",
+        "num_img_tokens": 144,
+    },
+}
+
+# preprocessor_config.json of microsoft/Phi-3.5-vision-instruct.
+PREPROCESSOR = {
+    "num_crops": 4,
+    "num_img_tokens": 144,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+
+_SHARD_BYTES = 5 * 10**9
+_POOL_SIZE = 2**24
+_WEIGHT_STD = 0.02
+
+
+def write_checkpoint(folder: Path, config: Mapping[str, object]) -> None:
+    """Write a checkpoint folder, weights in bfloat16, one tensor in memory at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2))
+    write_tokenizer(folder)
+
+    shards: list[dict[str, tuple[int, ...]]] = [{}]
+    shard_bytes = 0
+    for name, shape in expected_tensors(read_config(folder)).items():
+        num_bytes = 2 * math.prod(shape)
+        if shard_bytes + num_bytes > _SHARD_BYTES:
+            shards.append({})
+            shard_bytes = 0
+        shards[-1][name] = shape
+        shard_bytes += num_bytes
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        weight_map |= dict.fromkeys(shard, file)
+        _write_shard(folder / file, shard)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def _write_shard(path: Path, tensors: Mapping[str, tuple[int, ...]]) -> None:
+    """Write a safetensors file: https://huggingface.co/docs/safetensors, "Format"."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in tensors.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+
+    rng = np.random.default_rng(0)
+    # Drawing billions of numbers would take minutes: each tensor starts somewhere else in a
+    # pool of a few million.
+    pool = (rng.standard_normal(_POOL_SIZE, np.float32) * _WEIGHT_STD).astype(ml_dtypes.bfloat16)
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little"))
+        file.write(encoded)
+        for name, shape in tensors.items():
+            left = math.prod(shape)
+            if "norm" in name and name.endswith("weight"):
+                file.write(np.ones(left, ml_dtypes.bfloat16).tobytes())
+                continue
+            at = int(rng.integers(_POOL_SIZE))
+            while left:
+                part = pool[at : at + left]
+                file.write(part.tobytes())
+                left -= part.size
+                at = 0
+
+
+# The tokenizer: bytes, letters and a few merges, so that it fits a vocabulary of 512.
+_CHARACTERS = "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,?!'"
+_MERGES = [
+    ("▁", "t"), ("h", "e"), ("▁t", "he"), ("▁", "a"), ("▁", "i"), ("i", "n"), ("o", "u"),
+    ("▁", "s"), ("a", "t"), ("▁", "W"), ("▁W", "h"), ("▁Wh", "at"),
+]  # fmt: skip
+_CHAT_TOKENS = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>", "<|image|>")
+_STRIP_WHAT_FOLLOWS = ("<|assistant|>", "<|image|>")
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write a small tokenizer of the same kind as Phi-3.5's, with its chat tokens."""
+    unknown, begin, end = "<unk>", "<s>", "</s>"
+    pieces = [unknown, begin, end, *(f"<0x{byte:02X}>" for byte in range(256)), *_CHARACTERS]
+    pieces += ["".join(pair) for pair in _MERGES]
+    vocabulary = {piece: token_id for token_id, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(
+        models.BPE(vocabulary, _MERGES, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(token, normalized=False, rstrip=token in _STRIP_WHAT_FOLLOWS)
+            for token in (unknown, begin, end, *_CHAT_TOKENS)
+        ]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", pair=f"{begin} $A {begin}:1 $B:1", special_tokens=[(begin, 1)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": begin,
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": unknown,
+        "legacy": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("out", type=Path)
+    write_checkpoint(parser.parse_args().out, FULL_SIZE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""Checkpoint -> package: reads safetensors, builds ONNX graphs, writes a package folder."""
+
+from __future__ import annotations
+
+from .checkpoint import Checkpoint, find_checkpoint
+from .exporter import PROVIDERS, ExportProgress, export_package
+
+__all__ = ["PROVIDERS", "Checkpoint", "ExportProgress", "export_package", "find_checkpoint"]

@@ -1,0 +1,181 @@
+"""A Hugging Face checkpoint folder: found, checked, and read one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes  # noqa: F401 - teaches NumPy the name "bfloat16", which safetensors asks for
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from phi_edge import package
+from phi_edge.errors import CheckpointError, CheckpointNotFoundError
+
+from .config import Phi3VConfig, expected_tensors, read_config, read_json
+
+INDEX_FILE = "model.safetensors.index.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
+TOKENIZER_FILES = (package.TOKENIZER_FILE, package.TOKENIZER_CONFIG_FILE)
+
+# What a download from the hub brings: no Python files, no pickles.
+HUB_PATTERNS = ("*.json", "*.safetensors")
+
+_FLOAT_TYPES = ("BF16", "F16", "F32")
+
+
+class StoredTensor(NamedTuple):
+    """Where a tensor is: its file, its shape and its safetensors type name."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Checkpoint:
+    """A checked checkpoint. Nothing but headers is read until `read` asks for a tensor.
+
+    Attributes:
+        folder: Where the files are.
+        config: The parsed `config.json`.
+        tensors: Every tensor by its official name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open a local folder and check that it is complete.
+
+        Raises:
+            CheckpointNotFoundError: There is no such folder.
+            CheckpointError: Names everything that is missing, surplus, misshapen or damaged.
+        """
+        if not folder.is_dir():
+            raise CheckpointNotFoundError(f"there is no checkpoint folder at {folder}")
+        self.folder = folder
+        self.config: Phi3VConfig = read_config(folder)
+        self.preprocessor = read_json(folder / PREPROCESSOR_FILE)
+        missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{folder} has no {' and no '.join(missing)}: "
+                "download the checkpoint's tokenizer files too"
+            )
+        self.tensors: Mapping[str, StoredTensor] = {
+            name: stored for file in _weight_files(folder) for name, stored in _read_header(file)
+        }
+        _check_tensors(folder, self.tensors, expected_tensors(self.config))
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that the package is made from."""
+        names = {"config.json", PREPROCESSOR_FILE, *TOKENIZER_FILES, *_OPTIONAL_FILES}
+        present = [path for name in sorted(names) if (path := self.folder / name).is_file()]
+        return present + sorted({stored.file for stored in self.tensors.values()})
+
+    def read(self, name: str) -> npt.NDArray[np.generic]:
+        """Read one tensor, in its stored type (bfloat16, float16 or float32).
+
+        The file is opened for this tensor alone: a mapping kept open would count every page
+        ever read as resident memory.
+        """
+        file = self.tensors[name].file
+        try:
+            with safe_open(file, framework="np") as reader:
+                tensor: npt.NDArray[np.generic] = reader.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file}: {name} cannot be read: {error}") from None
+        return tensor
+
+
+_OPTIONAL_FILES = (INDEX_FILE, "generation_config.json")
+
+
+def find_checkpoint(name: str) -> Path:
+    """The folder of a checkpoint given as a local path or as a hub name ("org/model").
+
+    A hub name is looked up in the local Hugging Face cache, and downloaded when it is not there
+    and the network allows it.
+
+    Raises:
+        CheckpointNotFoundError: There is neither such a folder nor such a model.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise CheckpointNotFoundError(f"there is no checkpoint folder at {name}")
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError:
+        raise CheckpointNotFoundError(
+            f"there is no folder {name}; to read it as a model name on the Hugging Face hub, "
+            "run `pip install 'phi-edge[hub]'`"
+        ) from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(HUB_PATTERNS)))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointNotFoundError(
+            f"there is no folder {name}, and the Hugging Face hub did not give it: {reason}"
+        ) from None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / INDEX_FILE
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise CheckpointError(f"{index} has no weight_map")
+        names = sorted(set(map(str, weight_map.values())))
+        bad = [name for name in names if Path(name).name != name]
+        missing = [name for name in names if not (folder / name).is_file()]
+        if bad or missing:
+            raise CheckpointError(f"{index} names files that are not there: {bad or missing}")
+        return [folder / name for name in names]
+
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        return files
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt"))
+    if pickles:
+        raise CheckpointError(
+            f"{folder} has its weights as pickle files ({', '.join(pickles)}), which can run code "
+            "when they are opened and are refused: convert them to safetensors first"
+        )
+    raise CheckpointError(f"{folder} has no *.safetensors files")
+
+
+def _read_header(file: Path) -> Iterator[tuple[str, StoredTensor]]:
+    try:
+        with safe_open(file, framework="np") as reader:
+            for name in reader.keys():  # noqa: SIM118 - the reader is not a mapping
+                part = reader.get_slice(name)
+                yield name, StoredTensor(file, tuple(part.get_shape()), part.get_dtype())
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{file} is not a complete safetensors file ({error}): download it again"
+        ) from None
+
+
+def _check_tensors(
+    folder: Path, found: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    problems = [f"missing: {name} {list(expected[name])}" for name in expected.keys() - found]
+    problems += [f"not known: {name}" for name in found.keys() - expected]
+    for name in expected.keys() & found.keys():
+        stored = found[name]
+        if stored.shape != expected[name]:
+            problems.append(
+                f"wrong shape: {name} is {list(stored.shape)} instead of {list(expected[name])}"
+            )
+        if stored.dtype not in _FLOAT_TYPES:
+            problems.append(
+                f"wrong type: {name} is {stored.dtype} instead of {' or '.join(_FLOAT_TYPES)}"
+            )
+    if problems:
+        raise CheckpointError(
+            f"the tensors in {folder} are not those that its config.json describes: "
+            + "; ".join(sorted(problems))
+        )

@@ -1,0 +1,256 @@
+"""The decoder graph: embeddings and cached keys and values -> logits of the last position.
+
+One table holds the rotations of both LongRoPE regimes, and positions are shifted into the part
+that applies. So the graph needs no branch, which not every provider runs, and no copy of a
+table at every step, which is what a branch costs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript import nn
+
+from phi_edge import package
+
+from .config import Phi3VConfig
+from .layers import CONTRIB, Linear, Op, make_model
+from .rope import rope_table
+from .weights import Weights, lazy_parameter
+
+
+class Positions(NamedTuple):
+    """Inputs that the attention of every layer shares.
+
+    Attributes:
+        last: int32 [batch], index of each sequence's last token (`seqlens_k`).
+        total_length: int32 scalar, tokens in the longest sequence.
+        rows: int64 [batch, sequence], row of the RoPE tables for each new token.
+        cos, sin: RoPE tables.
+    """
+
+    last: ir.Value
+    total_length: ir.Value
+    rows: ir.Value
+    cos: ir.Value
+    sin: ir.Value
+
+
+class PositionInputs(nn.Module):
+    """Derives positions from the attention mask."""
+
+    def __init__(self, config: Phi3VConfig, weights: Weights) -> None:
+        super().__init__()
+        self.original_length = config.original_max_position_embeddings
+        rows = self.original_length + config.max_position_embeddings
+        shape = (rows, config.head_size // 2)
+        dtype = weights.dtype.numpy()
+        self.cos = lazy_parameter(
+            lambda: rope_table(config, "cos").astype(dtype), weights.dtype, shape
+        )
+        self.sin = lazy_parameter(
+            lambda: rope_table(config, "sin").astype(dtype), weights.dtype, shape
+        )
+
+    def forward(
+        self, op: Op, inputs_embeds: ir.Value, attention_mask: ir.Value, rope_length: ir.Value
+    ) -> Positions:
+        lengths = op.ReduceSum(attention_mask, [1], keepdims=0)
+        total_length = op.Shape(attention_mask, start=1, end=2)
+        new_tokens = op.Shape(inputs_embeds, start=1, end=2)
+        # Rows of a batch may be shorter than the longest; padding stands on the right.
+        first = op.Unsqueeze(op.Max(op.Sub(lengths, new_tokens), 0), [1])
+        positions = op.Add(first, op.Range(0, op.Squeeze(new_tokens), 1))
+        is_long = op.Greater(op.Max(total_length, rope_length), self.original_length)
+        shift = op.Mul(op.Cast(is_long, to=ir.DataType.INT64), self.original_length)
+        return Positions(
+            last=op.Cast(op.Sub(lengths, 1), to=ir.DataType.INT32),
+            total_length=op.Cast(op.Squeeze(total_length), to=ir.DataType.INT32),
+            rows=op.Add(positions, shift),
+            cos=self.cos,
+            sin=self.sin,
+        )
+
+
+class Attention(nn.Module):
+    """Self-attention over the cache; queries, keys and values come from one projection."""
+
+    def __init__(
+        self, config: Phi3VConfig, weights: Weights, name: str, *, fused_rotary: bool
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.fused_rotary = fused_rotary
+        self.qkv_proj = Linear(weights, "decoder", f"{name}.qkv_proj")
+        self.o_proj = Linear(weights, "decoder", f"{name}.o_proj")
+
+    def forward(
+        self,
+        op: Op,
+        x: ir.Value,
+        past: tuple[ir.Value, ir.Value],
+        at: Positions,
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        qkv = self.qkv_proj(op, x)
+        inputs = (
+            (qkv, None, None, *past, at.last, at.total_length, at.cos, at.sin, at.rows)
+            if self.fused_rotary
+            else (*self._rotated(op, qkv, at), *past, at.last, at.total_length)
+        )
+        attended, key, value = op.GroupQueryAttention(
+            *inputs,
+            num_heads=self.config.num_attention_heads,
+            kv_num_heads=self.config.num_key_value_heads,
+            do_rotary=int(self.fused_rotary),
+            _outputs=3,
+            **CONTRIB,
+        )
+        return self.o_proj(op, attended), key, value
+
+    def _rotated(self, op: Op, qkv: ir.Value, at: Positions) -> tuple[ir.Value, ir.Value, ir.Value]:
+        heads = (self.config.num_attention_heads, *[self.config.num_key_value_heads] * 2)
+        sizes = [count * self.config.head_size for count in heads]
+        query, key, value = op.Split(qkv, sizes, axis=-1, _outputs=3)
+        query, key = (
+            op.RotaryEmbedding(part, at.rows, at.cos, at.sin, num_heads=count, **CONTRIB)
+            for part, count in zip((query, key), heads[:2], strict=True)
+        )
+        return query, key, value
+
+
+class MLP(nn.Module):
+    """SwiGLU; gate and up come from one projection, the gate first."""
+
+    def __init__(self, config: Phi3VConfig, weights: Weights, name: str) -> None:
+        super().__init__()
+        self.inner = config.intermediate_size
+        self.gate_up_proj = Linear(weights, "decoder", f"{name}.gate_up_proj")
+        self.down_proj = Linear(weights, "decoder", f"{name}.down_proj")
+
+    def forward(self, op: Op, x: ir.Value) -> ir.Value:
+        gate_up = self.gate_up_proj(op, x)
+        gate, up = op.Split(gate_up, [self.inner, self.inner], axis=-1, _outputs=2)
+        # QuickGelu(x, 1) is SiLU: x * sigmoid(x).
+        return self.down_proj(op, op.Mul(op.QuickGelu(gate, alpha=1.0, **CONTRIB), up))
+
+
+class RMSNorm(nn.Module):
+    """RMS norm of `x`, or of `x + residual`, which it then gives too."""
+
+    def __init__(self, config: Phi3VConfig, weights: Weights, name: str) -> None:
+        super().__init__()
+        self.epsilon = config.rms_norm_eps
+        self.weight = weights.parameter(f"{name}.weight")
+
+    def forward(self, op: Op, x: ir.Value, residual: ir.Value | None) -> tuple[ir.Value, ir.Value]:
+        if residual is None:
+            # Registered by ONNX Runtime in the standard domain.
+            return op.SimplifiedLayerNormalization(
+                x, self.weight, epsilon=self.epsilon, axis=-1, stash_type=1
+            ), x
+        normed, _, _, total = op.SkipSimplifiedLayerNormalization(
+            x,
+            residual,
+            self.weight,
+            epsilon=self.epsilon,
+            _outputs=["normed", ir.Value(name=""), ir.Value(name=""), "sum"],
+            **CONTRIB,
+        )
+        return normed, total
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each after a norm and added to the residual stream."""
+
+    def __init__(
+        self, config: Phi3VConfig, weights: Weights, name: str, *, fused_rotary: bool
+    ) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config, weights, f"{name}.input_layernorm")
+        self.self_attn = Attention(config, weights, f"{name}.self_attn", fused_rotary=fused_rotary)
+        self.post_attention_layernorm = RMSNorm(config, weights, f"{name}.post_attention_layernorm")
+        self.mlp = MLP(config, weights, f"{name}.mlp")
+
+    def forward(
+        self,
+        op: Op,
+        x: ir.Value,
+        residual: ir.Value | None,
+        past: tuple[ir.Value, ir.Value],
+        at: Positions,
+    ) -> tuple[ir.Value, ir.Value, tuple[ir.Value, ir.Value]]:
+        x, residual = self.input_layernorm(op, x, residual)
+        x, key, value = self.self_attn(op, x, past, at)
+        x, residual = self.post_attention_layernorm(op, x, residual)
+        return self.mlp(op, x), residual, (key, value)
+
+
+class Decoder(nn.Module):
+    """The language model behind its embeddings."""
+
+    def __init__(self, config: Phi3VConfig, weights: Weights, *, fused_rotary: bool) -> None:
+        super().__init__("model")
+        self.positions = PositionInputs(config, weights)
+        self.layers = nn.ModuleList(
+            [
+                DecoderLayer(config, weights, f"model.layers.{i}", fused_rotary=fused_rotary)
+                for i in range(config.num_hidden_layers)
+            ]
+        )
+        self.norm = RMSNorm(config, weights, "model.norm")
+        self.lm_head = Linear(weights, "lm_head", "lm_head")
+
+    def forward(
+        self,
+        op: Op,
+        inputs_embeds: ir.Value,
+        attention_mask: ir.Value,
+        rope_length: ir.Value,
+        *pasts: ir.Value,
+    ) -> list[ir.Value]:
+        at = self.positions(op, inputs_embeds, attention_mask, rope_length)
+        x, residual = inputs_embeds, None
+        pairs = zip(pasts[::2], pasts[1::2], strict=True)
+        presents: list[ir.Value] = []
+        for layer, past in zip(self.layers, pairs, strict=True):
+            x, residual, present = layer(op, x, residual, past, at)
+            presents += present
+        x, _ = self.norm(op, x, residual)
+        last = op.Slice(x, [-1], [np.iinfo(np.int64).max], [1])
+        logits = op.Cast(self.lm_head(op, last), to=ir.DataType.FLOAT)
+        return [logits, *presents]
+
+
+def build_decoder(config: Phi3VConfig, weights: Weights, *, fused_rotary: bool) -> ir.Model:
+    """`inputs_embeds` [batch, sequence, hidden_size], `attention_mask` int64 [batch, total],
+    `rope_length` int64 [1] (may be left out), cache -> `logits` float32 [batch, 1, vocab_size],
+    cache.
+
+    Args:
+        config: Dimensions.
+        weights: Parameters.
+        fused_rotary: Rotate inside `GroupQueryAttention`, which DirectML cannot.
+    """
+
+    def cache_shape(length: str) -> list[int | str | None]:
+        return ["batch", config.num_key_value_heads, length, config.head_size]
+
+    names = [(i, part) for i in range(config.num_hidden_layers) for part in ("key", "value")]
+    no_length = ir.tensor(np.zeros(1, np.int64), name=package.ROPE_LENGTH)
+    inputs = [
+        ir.val(package.INPUTS_EMBEDS, weights.dtype, ["batch", "sequence", config.hidden_size]),
+        ir.val(package.ATTENTION_MASK, ir.DataType.INT64, ["batch", "total"]),
+        ir.val(package.ROPE_LENGTH, const_value=no_length),
+        *(ir.val(package.past_name(*name), weights.dtype, cache_shape("past")) for name in names),
+    ]
+    outputs = [
+        ir.val(package.LOGITS, ir.DataType.FLOAT, ["batch", 1, config.vocab_size]),
+        *(
+            ir.val(package.present_name(*name), weights.dtype, cache_shape("present"))
+            for name in names
+        ),
+    ]
+    decoder = Decoder(config, weights, fused_rotary=fused_rotary)
+    return make_model(package.DECODER, inputs, outputs, decoder)

@@ -1,0 +1,253 @@
+"""Writes a package: graphs with their weights, tokenizer, configurations, manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from tokenizers import Tokenizer
+
+from phi_edge import package
+from phi_edge.errors import CheckpointError, PackageError
+
+from .checkpoint import PREPROCESSOR_FILE, TOKENIZER_FILES, Checkpoint
+from .decoder import build_decoder
+from .embedding import build_embedding
+from .genai import genai_config, processor_config
+from .vision import build_vision
+from .weights import Recipe, Weights
+
+logger = logging.getLogger(__name__)
+
+PROVIDERS = ("cpu", "cuda", "dml")
+
+# Tokens that end an answer of this model family, when generation_config.json does not say.
+_END_TOKENS = ("<|end|>", "<|assistant|>", "<|endoftext|>")
+
+# Tensors up to this size stand in the graph file, as ONNX Runtime wants shapes to.
+_INLINE_BYTES = 256
+
+_VERSIONED = ("phi-edge", "onnx-ir", "onnxscript", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportProgress:
+    """How far the writing of weights has come.
+
+    Attributes:
+        tensor: Name of the tensor that is written next.
+        num_tensors, total_tensors: Tensors written, and all.
+        num_bytes, total_bytes: The same in bytes of the package.
+    """
+
+    tensor: str
+    num_tensors: int
+    total_tensors: int
+    num_bytes: int
+    total_bytes: int
+
+
+def export_package(
+    checkpoint: Checkpoint,
+    target: Path,
+    recipe: Recipe,
+    *,
+    provider: str = "cpu",
+    overwrite: bool = False,
+    progress: Callable[[ExportProgress], None] | None = None,
+) -> package.Manifest:
+    """Export a checkpoint.
+
+    Everything is written to a temporary folder beside the target, which is renamed at the very
+    end: an export that is interrupted leaves no package behind, and the next one clears up.
+
+    Args:
+        checkpoint: What to export.
+        target: Package folder to make.
+        recipe: How to store the weights, from `quantize.make_recipe`.
+        provider: Execution provider to build the graphs for, one of `PROVIDERS`.
+        overwrite: Replace a package that is already at the target.
+        progress: Called before each tensor is written.
+
+    Raises:
+        PackageError: The target exists and is not to be, or cannot be, replaced.
+        CheckpointError: A tensor cannot be read or stored in the wanted type.
+    """
+    if provider not in PROVIDERS:
+        raise ValueError(f"provider must be one of {', '.join(PROVIDERS)}, not {provider!r}")
+    _check_target(target, overwrite=overwrite)
+    model = _model_info(checkpoint, recipe)
+    weights = Weights(checkpoint, recipe)
+    graphs = {
+        package.DECODER: build_decoder(checkpoint.config, weights, fused_rotary=provider != "dml"),
+        package.EMBEDDING: build_embedding(checkpoint.config, weights),
+        package.VISION: build_vision(checkpoint.config, weights),
+    }
+    with ThreadPoolExecutor(1) as hasher, _replacing(target) as folder:
+        source = hasher.submit(_describe, checkpoint.files)
+        _write_graphs(graphs, folder, progress)
+        for name in TOKENIZER_FILES:
+            shutil.copyfile(checkpoint.folder / name, folder / name)
+        _write_json(folder / package.GENAI_CONFIG_FILE, genai_config(model, provider))
+        _write_json(folder / package.PROCESSOR_CONFIG_FILE, processor_config(model))
+        manifest = package.Manifest(
+            format_version=package.FORMAT_VERSION,
+            provider=provider,
+            precision=recipe.precision,
+            model=model,
+            recipe=recipe.as_dict(),
+            source=source.result(),
+            versions={name: version(name) for name in _VERSIONED},
+            files=_describe(sorted(folder.iterdir())),
+        )
+        package.write_manifest(folder, manifest)
+    logger.info("wrote %s (%.2f GB)", target, manifest.size / 1e9)
+    return manifest
+
+
+def _describe(files: Sequence[Path]) -> dict[str, package.FileEntry]:
+    return {path.name: package.describe_file(path) for path in files}
+
+
+def _write_graphs(
+    graphs: dict[str, ir.Model],
+    folder: Path,
+    progress: Callable[[ExportProgress], None] | None,
+) -> None:
+    tensors = [
+        value.const_value
+        for graph in graphs.values()
+        for value in graph.graph.initializers.values()
+        if value.const_value is not None and value.const_value.nbytes > _INLINE_BYTES
+    ]
+    state = ExportProgress("", 0, len(tensors), 0, sum(tensor.nbytes for tensor in tensors))
+
+    def report(tensor: ir.TensorProtocol, _: ir.external_data.CallbackInfo) -> None:
+        nonlocal state
+        state = dataclasses.replace(state, tensor=tensor.name or "")
+        if progress:
+            progress(state)
+        state = dataclasses.replace(
+            state,
+            num_tensors=state.num_tensors + 1,
+            num_bytes=state.num_bytes + tensor.nbytes,
+        )
+
+    try:
+        for role, graph in graphs.items():
+            ir.save(
+                graph,
+                folder / package.GRAPH_FILES[role],
+                external_data=package.weights_file(role),
+                size_threshold_bytes=_INLINE_BYTES,
+                callback=report,
+            )
+    except ir.serde.SerdeError as error:
+        # Wraps, several times over, what went wrong in a small tensor.
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise cause from None
+
+
+def _check_target(target: Path, *, overwrite: bool) -> None:
+    if not target.exists() and not target.is_symlink():
+        return
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise PackageError(f"{target} exists: choose another folder, or pass --overwrite")
+    if not (target / package.MANIFEST_FILE).is_file():
+        raise PackageError(f"{target} exists and is not a package, so it is not overwritten")
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the target's place if all goes well."""
+    target = target.resolve()
+    partial = target.with_name(f".{target.name}.partial")
+    replaced = target.with_name(f".{target.name}.replaced")
+    for leftover in (partial, replaced):
+        if leftover.exists():
+            logger.info("removing %s, left by an export that was interrupted", leftover)
+            shutil.rmtree(leftover)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if target.exists():
+            target.rename(replaced)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        if replaced.exists():
+            replaced.rename(target)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _model_info(checkpoint: Checkpoint, recipe: Recipe) -> package.ModelInfo:
+    config, preprocessor = checkpoint.config, checkpoint.preprocessor
+    try:
+        tokenizer = Tokenizer.from_file(str(checkpoint.folder / package.TOKENIZER_FILE))
+    except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception
+        raise CheckpointError(
+            f"{checkpoint.folder / package.TOKENIZER_FILE} cannot be read: {error}"
+        ) from None
+    found = {token: tokenizer.token_to_id(token) for token in ("<s>", *_END_TOKENS)}
+    special = {token: token_id for token, token_id in found.items() if token_id is not None}
+    missing = [token for token in found if token not in special]
+    if missing or tokenizer.get_vocab_size() > config.vocab_size:
+        raise CheckpointError(
+            f"{checkpoint.folder / package.TOKENIZER_FILE} is not this checkpoint's tokenizer: "
+            + (f"it has no {', '.join(missing)}" if missing else "it has too many tokens")
+        )
+    try:
+        return package.ModelInfo(
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            head_size=config.head_size,
+            context_length=config.max_position_embeddings,
+            original_context_length=config.original_max_position_embeddings,
+            io_dtype=recipe.float_dtype,
+            bos_token_id=special["<s>"],
+            eos_token_ids=_eos_token_ids(checkpoint, [special[token] for token in _END_TOKENS]),
+            pad_token_id=special["<|endoftext|>"],
+            num_crops=int(preprocessor["num_crops"]),
+            image_mean=_rgb(preprocessor["image_mean"]),
+            image_std=_rgb(preprocessor["image_std"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint.folder / PREPROCESSOR_FILE} is incomplete "
+            f"({type(error).__name__}: {error})"
+        ) from None
+
+
+def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue
+
+
+def _eos_token_ids(checkpoint: Checkpoint, default: list[int]) -> tuple[int, ...]:
+    path = checkpoint.folder / "generation_config.json"
+    if not path.is_file():
+        return tuple(default)
+    listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id", [])
+    listed = listed if isinstance(listed, list) else [listed]
+    return tuple(dict.fromkeys([*listed, *default]))

@@ -1,0 +1,94 @@
+"""Layers that more than one graph uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript import GraphBuilder, nn
+
+from .weights import Weights
+
+# ONNX Runtime's own operators, documented at
+# https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
+CONTRIB = {"_domain": "com.microsoft", "_version": 1}
+
+# Oldest operator set with everything that the graphs use; old runtimes and DirectML read it.
+OPSET = 18
+IR_VERSION = 10
+
+Op = Any  # onnxscript's OpBuilder, which makes its methods up as they are called
+
+
+class Linear(nn.Module):
+    """`x @ weight.T + bias`, as `MatMul` or, where the recipe quantizes, as `MatMulNBits`.
+
+    Several names stand for one layer whose weights are stacked, in the order of the names.
+    """
+
+    def __init__(self, weights: Weights, group: str, *names: str, bias: bool = False) -> None:
+        super().__init__()
+        matrices = [f"{name}.weight" for name in names]
+        self.out_features, self.in_features = weights.shape(matrices)
+        self.quantizer = weights.quantizer(group)
+        self.scales: nn.Parameter | None = None
+        self.zero_points: nn.Parameter | None = None
+        if self.quantizer is None:
+            self.weight = weights.parameter(*matrices, transpose=True)
+        else:
+            self.weight, self.scales, self.zero_points = weights.quantized_parameters(
+                matrices, self.quantizer
+            )
+        self.bias = weights.parameter(*(f"{name}.bias" for name in names)) if bias else None
+
+    def forward(self, op: Op, x: ir.Value) -> ir.Value:
+        if self.quantizer is None:
+            y = op.MatMul(x, self.weight)
+        else:
+            y = op.MatMulNBits(
+                x,
+                self.weight,
+                self.scales,
+                self.zero_points,
+                K=self.in_features,
+                N=self.out_features,
+                bits=self.quantizer.bits,
+                block_size=self.quantizer.block_size,
+                accuracy_level=self.quantizer.accuracy_level,
+                **CONTRIB,
+            )
+        return y if self.bias is None else op.Add(y, self.bias)
+
+
+def make_model(
+    name: str,
+    inputs: Sequence[ir.Value],
+    outputs: Sequence[ir.Value],
+    module: nn.Module,
+) -> ir.Model:
+    """Build the ONNX model of a module.
+
+    Args:
+        name: Graph name.
+        inputs: Typed graph inputs, given to the module in this order. One with a constant
+            value is an input that the caller may leave out.
+        outputs: Names and types of the graph outputs, in the order that the module gives them.
+        module: Called once to build the graph.
+    """
+    graph = ir.Graph(
+        inputs=inputs,
+        outputs=[],
+        nodes=[],
+        name=name,
+        opset_imports={"": OPSET, "com.microsoft": 1},
+    )
+    for value in inputs:
+        if value.const_value is not None:
+            graph.register_initializer(value)
+    results = module(GraphBuilder(graph).op, *inputs)
+    results = results if isinstance(results, Sequence) else [results]
+    for result, declared in zip(results, outputs, strict=True):
+        result.name, result.type, result.shape = declared.name, declared.type, declared.shape
+        graph.outputs.append(result)
+    return ir.Model(graph, ir_version=IR_VERSION, producer_name="phi_edge")

@@ -1,0 +1,186 @@
+"""Lazy graph tensors over a checkpoint.
+
+Nothing is read while a graph is built. Each tensor is read, converted or quantized when the
+writer asks for its bytes, and let go of afterwards, so that memory holds one weight at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnxscript import nn
+
+from phi_edge.errors import CheckpointError
+
+from .checkpoint import Checkpoint
+
+Array = npt.NDArray[np.generic]
+
+
+class Quantizer(Protocol):
+    """What a recipe gives for a group of weights; `quantize.BlockQuantizer` is one."""
+
+    @property
+    def bits(self) -> int: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def symmetric(self) -> bool: ...
+    @property
+    def accuracy_level(self) -> int: ...
+
+    def num_blocks(self, in_features: int, /) -> int: ...
+
+    def quantize(self, weight: Array, /) -> tuple[Array, Array, Array | None]:
+        """Packed values, scales and zero points of a matrix [out_features, in_features]."""
+
+
+class Recipe(Protocol):
+    """How the weights are stored; `quantize.Recipe` is one."""
+
+    @property
+    def precision(self) -> str: ...
+    @property
+    def float_dtype(self) -> str: ...
+    @property
+    def quantizers(self) -> Mapping[str, Quantizer]: ...
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+class Weights:
+    """Gives the layers of a graph their parameters.
+
+    Attributes:
+        dtype: Floating-point type of the graph.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe) -> None:
+        self._checkpoint = checkpoint
+        self._quantizers = recipe.quantizers
+        self.dtype = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}[
+            recipe.float_dtype
+        ]
+
+    def quantizer(self, group: str) -> Quantizer | None:
+        """The recipe's quantizer for a group of weights, or None for floating point."""
+        return self._quantizers.get(group)
+
+    def shape(self, names: Sequence[str]) -> tuple[int, ...]:
+        """Shape of the named tensors, stacked along their first axis."""
+        shapes = [self._checkpoint.tensors[name].shape for name in names]
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    def parameter(
+        self,
+        *names: str,
+        shape: tuple[int, ...] | None = None,
+        transpose: bool = False,
+    ) -> nn.Parameter:
+        """The named tensors, stacked along their first axis, in the graph's type.
+
+        Args:
+            names: Official tensor names.
+            shape: New shape, when it differs from the stored one.
+            transpose: Swap the two axes of a matrix, as `MatMul` wants its right side.
+        """
+        stored = self.shape(names)
+        target = shape or (stored[::-1] if transpose else stored)
+        dtype = self.dtype.numpy()
+
+        def load() -> Array:
+            array = self._read(names)
+            array = array.T if transpose else array.reshape(target)
+            with np.errstate(over="ignore"):
+                converted = np.ascontiguousarray(array, dtype=dtype)
+            if not np.isfinite(converted).all():
+                raise CheckpointError(
+                    f"{' + '.join(names)} has values that {self.dtype.name} cannot hold"
+                )
+            return converted
+
+        return lazy_parameter(load, self.dtype, target)
+
+    def quantized_parameters(
+        self, names: Sequence[str], quantizer: Quantizer, *, flat: bool = False
+    ) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter | None]:
+        """Packed values, scales and zero points of the named matrices, stacked.
+
+        Args:
+            names: Official tensor names.
+            quantizer: How to quantize.
+            flat: Give the packed values as [out_features, bytes], without the axis of blocks.
+        """
+        out_features, in_features = self.shape(names)
+        num_blocks = quantizer.num_blocks(in_features)
+        block_bytes = quantizer.block_size * quantizer.bits // 8
+
+        def quantize() -> tuple[Array | None, ...]:
+            try:
+                return quantizer.quantize(self._read(names))
+            except ValueError as error:
+                raise CheckpointError(f"{' + '.join(names)}: {error}") from None
+
+        parts = _SharedParts(quantize, 2 if quantizer.symmetric else 3)
+        packed_shape = (
+            (out_features, num_blocks * block_bytes)
+            if flat
+            else (out_features, num_blocks, block_bytes)
+        )
+        packed = lazy_parameter(
+            lambda: parts.take(0).reshape(packed_shape), ir.DataType.UINT8, packed_shape
+        )
+        scales = lazy_parameter(
+            lambda: parts.take(1).astype(self.dtype.numpy()),
+            self.dtype,
+            (out_features, num_blocks),
+        )
+        if quantizer.symmetric:
+            return packed, scales, None
+        zero_points = lazy_parameter(
+            lambda: parts.take(2),
+            ir.DataType.UINT8,
+            (out_features, -(-num_blocks * quantizer.bits // 8)),
+        )
+        return packed, scales, zero_points
+
+    def _read(self, names: Sequence[str]) -> Array:
+        arrays = [self._checkpoint.read(name) for name in names]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def lazy_parameter(
+    load: Callable[[], Array], dtype: ir.DataType, shape: tuple[int, ...]
+) -> nn.Parameter:
+    """A parameter whose value is computed when it is written."""
+    tensor = ir.LazyTensor(lambda: ir.tensor(load()), dtype=dtype, shape=ir.Shape(shape))
+    return nn.Parameter(shape, data=tensor)
+
+
+class _SharedParts:
+    """Several arrays that come from one computation and are taken once each."""
+
+    def __init__(self, compute: Callable[[], tuple[Array | None, ...]], count: int) -> None:
+        self._compute = compute
+        self._count = count
+        self._taken = 0
+        self._parts: tuple[Array | None, ...] = ()
+        self._lock = threading.Lock()
+
+    def take(self, index: int) -> Array:
+        """One array; all are forgotten when each has been taken."""
+        with self._lock:
+            if not self._parts:
+                self._parts, self._taken = self._compute(), 0
+            part = self._parts[index]
+            self._taken += 1
+            if self._taken == self._count:
+                self._parts = ()
+        if part is None:
+            raise IndexError(f"there is no part {index}")
+        return part

@@ -1,0 +1,42 @@
+"""phi_edge runs Phi-3.5-vision on one's own machine, on ONNX Runtime."""
+
+from __future__ import annotations
+
+from phi_edge.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    ContextLengthError,
+    EngineError,
+    GenerationCancelled,
+    ImageError,
+    PackageError,
+    PackageNotFoundError,
+    PhiEdgeError,
+    PromptError,
+    ProviderError,
+)
+from phi_edge.image import ImageCrops
+from phi_edge.model import GenerationEvent, Model, load_model
+from phi_edge.prompt import Prompt
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointNotFoundError",
+    "ContextLengthError",
+    "EngineError",
+    "GenerationCancelled",
+    "GenerationEvent",
+    "ImageCrops",
+    "ImageError",
+    "Model",
+    "PackageError",
+    "PackageNotFoundError",
+    "PhiEdgeError",
+    "Prompt",
+    "PromptError",
+    "ProviderError",
+    "__version__",
+    "load_model",
+]

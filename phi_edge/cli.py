@@ -1,0 +1,252 @@
+"""The command line: `phi-edge export`, `phi-edge chat`, `phi-edge info`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+
+from phi_edge import __version__, package
+from phi_edge.errors import PhiEdgeError
+from phi_edge.image import ImageCrops, count_tokens, open_image
+from phi_edge.model import Model, load_model
+from phi_edge.prompt import chat_text
+from phi_edge.session import PROVIDERS
+
+_INTERRUPTED = 130
+
+_provider_option = click.option(
+    "--provider",
+    type=click.Choice(list(PROVIDERS)),
+    default="cpu",
+    show_default=True,
+    help="Execution provider.",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 if all went well, 1 for a failure, 2 for bad use."""
+    try:
+        cli.main(arguments, prog_name="phi-edge", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2 if isinstance(error, click.UsageError) else 1)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", _INTERRUPTED)
+    except PhiEdgeError as error:
+        _fail(str(error), 1)
+    except (OSError, MemoryError) as error:
+        _fail(f"{type(error).__name__}: {error}", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.option("-v", "--verbose", is_flag=True, help="Log what is being done.")
+def cli(*, verbose: bool) -> None:
+    """Run Phi-3.5-vision on your own machine."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s"
+    )
+
+
+@cli.command()
+@click.argument("checkpoint")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--precision",
+    type=click.Choice(["int4", "fp16", "fp32"]),
+    default="int4",
+    show_default=True,
+    help="How weights are stored.",
+)
+@_provider_option
+@click.option("--overwrite", is_flag=True, help="Replace a package that is already at OUT.")
+def export(*, checkpoint: str, out: Path, precision: str, provider: str, overwrite: bool) -> None:
+    """Convert CHECKPOINT, a folder or a Hugging Face hub name, to the package OUT."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    exporter, quantizer = _tool("export"), _tool("quantize")
+    source = exporter.Checkpoint(exporter.find_checkpoint(checkpoint))
+    columns = (
+        TextColumn("tensor"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, disable=not sys.stderr.isatty(), transient=True) as bar:
+        tensors = bar.add_task("export", total=None)
+
+        def show(state: Any) -> None:
+            # The bar counts bytes, since tensors differ in size a thousandfold.
+            bar.update(tensors, completed=state.num_bytes, total=state.total_bytes)
+
+        manifest = exporter.export_package(
+            source,
+            out,
+            quantizer.make_recipe(precision, provider),
+            provider=provider,
+            overwrite=overwrite,
+            progress=show,
+        )
+    click.echo(f"{out}: {precision} for {provider}, {manifest.size / 1e9:.2f} GB")
+
+
+def _tool(name: str) -> ModuleType:
+    """The folder `export` or `quantize`: inside the installed package, or beside it in a
+    checkout.
+    """
+    installed = f"phi_edge.{name}"
+    try:
+        return importlib.import_module(installed if find_spec(installed) else name)
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"exporting needs {error.name}: run `pip install 'phi-edge[export]'`"
+        ) from None
+
+
+@cli.command()
+@click.argument("prompt", required=False)
+@click.option("--model", "model_path", type=click.Path(path_type=Path), required=True)
+@click.option(
+    "--image",
+    "image_paths",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Image to talk about; may be repeated.",
+)
+@click.option("--num-crops", type=click.IntRange(min=1), help="Most crops an image.")
+@click.option("--system", help="System message.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=1024, show_default=True)
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True)
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--seed", type=int, help="Makes sampling repeatable.")
+@_provider_option
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
+def chat(
+    *,
+    prompt: str | None,
+    model_path: Path,
+    image_paths: tuple[Path, ...],
+    num_crops: int | None,
+    system: str | None,
+    provider: str,
+    threads: int | None,
+    **sampling: Any,
+) -> None:
+    """Answer PROMPT; without one, hold a conversation until the end of input."""
+    images = [open_image(path) for path in image_paths]
+    with load_model(model_path, provider=provider, num_threads=threads) as model:
+        crops = [model.preprocess(image, num_crops) for image in images]
+        tags = "".join(f"<|image_{number}|>\n" for number in range(1, len(crops) + 1))
+        turns = [("system", system)] if system else []
+        for question in [prompt] if prompt is not None else _ask():
+            turns.append(("user", tags + question))
+            tags = ""
+            turns.append(("assistant", _answer(model, turns, crops, sampling)))
+
+
+def _ask() -> Iterator[str]:
+    """Questions from the terminal, or from a pipe line by line."""
+    is_terminal = sys.stdin.isatty()
+    while True:
+        if is_terminal:
+            click.echo("> ", nl=False)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _answer(
+    model: Model,
+    turns: Sequence[tuple[str, str]],
+    crops: Sequence[ImageCrops],
+    sampling: dict[str, Any],
+) -> str:
+    """Stream an answer to the terminal and give it back."""
+    pieces = []
+    prompt = model.encode_prompt(chat_text(turns), crops)
+    for event in model.generate(prompt, **sampling):
+        pieces.append(event.text)
+        click.echo(event.text, nl=False)
+    click.echo()
+    return "".join(pieces)
+
+
+@cli.command()
+@click.argument("model_path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--verify", is_flag=True, help="Compare every file with its digest.")
+def info(*, model_path: Path, as_json: bool, verify: bool) -> None:
+    """Tell what the package at MODEL_PATH is."""
+    manifest = package.read_manifest(model_path)
+    package.check_files(model_path, manifest, verify=verify)
+    facts = _describe(manifest)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        shown = (
+            "\n".join(f"{key}: {entry}" for key, entry in value.items())
+            if isinstance(value, dict)
+            else f"{value:,}"
+            if isinstance(value, int)
+            else str(value)
+        )
+        table.add_row(name.replace("_", " "), shown)
+    Console().print(table, markup=False)
+
+
+def _describe(manifest: package.Manifest) -> dict[str, Any]:
+    model = manifest.model
+    crop = 336
+    return {
+        "precision": manifest.precision,
+        "provider": manifest.provider,
+        "format_version": manifest.format_version,
+        "size_bytes": manifest.size,
+        "files": {name: entry.size for name, entry in manifest.files.items()},
+        "quantizers": {
+            group: f"{q['bits']} bits, block {q['block_size']}, "
+            f"{'symmetric' if q['symmetric'] else 'asymmetric'}, "
+            f"accuracy level {q['accuracy_level']}"
+            for group, q in manifest.recipe["quantizers"].items()
+        },
+        "context_length": model.context_length,
+        "cache_bytes_per_token": model.cache_bytes_per_token,
+        "num_crops": model.num_crops,
+        "image_tokens": {
+            f"{rows} x {columns} crops": count_tokens((rows * crop, columns * crop))
+            for rows, columns in ((1, 1), (2, 2), (3, 5), (4, 4))
+        },
+        "source_digest": manifest.source_digest,
+        "versions": dict(manifest.versions),
+    }

@@ -1,0 +1,61 @@
+"""The keys and values of one sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from phi_edge.package import ModelInfo, past_name, present_name
+from phi_edge.session import import_onnxruntime
+
+_MIN_CAPACITY = 256
+
+
+class KeyValueCache:
+    """Buffers [1, kv_heads, capacity, head_size], keys and values of each layer.
+
+    Every buffer is the decoder's input and output at once: a step writes its tokens in place
+    and nothing is copied. When the context outgrows the buffers they double.
+
+    Attributes:
+        capacity: Tokens that the buffers hold.
+    """
+
+    def __init__(self, model: ModelInfo, device: str) -> None:
+        self.capacity = 0
+        self._model = model
+        self._device = device
+        self._buffers: dict[tuple[int, str], Any] = {}
+
+    def reserve(self, num_tokens: int, num_kept: int) -> bool:
+        """Make room for `num_tokens`, keeping the first `num_kept`.
+
+        Returns:
+            Whether there are new buffers, which have to be bound.
+        """
+        if num_tokens <= self.capacity:
+            return False
+        capacity = max(_MIN_CAPACITY, self.capacity)
+        while capacity < num_tokens:
+            capacity *= 2
+        self.capacity = min(capacity, self._model.context_length)
+
+        ort = import_onnxruntime()
+        model = self._model
+        shape = (1, model.num_key_value_heads, self.capacity, model.head_size)
+        for layer in range(model.num_hidden_layers):
+            for part in ("key", "value"):
+                # The system gives zeroed pages only when they are written to, so capacity that
+                # is not used costs no memory.
+                array = np.zeros(shape, model.io_dtype)
+                if num_kept:
+                    array[:, :, :num_kept] = self._buffers[layer, part].numpy()[:, :, :num_kept]
+                self._buffers[layer, part] = ort.OrtValue.ortvalue_from_numpy(array, self._device)
+        return True
+
+    def bind(self, binding: Any) -> None:
+        """Bind every buffer as the decoder's past and present."""
+        for (layer, part), buffer in self._buffers.items():
+            binding.bind_ortvalue_input(past_name(layer, part), buffer)
+            binding.bind_ortvalue_output(present_name(layer, part), buffer)

@@ -1,0 +1,248 @@
+"""The model: images and prompts in, features, logits, tokens and text out."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer
+
+from phi_edge import image as image_processing
+from phi_edge import package
+from phi_edge import prompt as prompts
+from phi_edge.engine import Engine, Features, Run, check_cancelled
+from phi_edge.errors import PackageError
+from phi_edge.image import ImageCrops
+from phi_edge.ort_engine import OrtEngine
+from phi_edge.prompt import Prompt
+from phi_edge.sampling import Sampler, make_sampler
+from phi_edge.text import Detokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationEvent:
+    """One generated token.
+
+    Attributes:
+        token_id: The token.
+        text: Text that became certain with it; often empty, never half a character.
+        finish_reason: None until the last event; then "stop" (an end token or a stop string)
+            or "length" (`max_tokens` or the end of the context).
+    """
+
+    token_id: int
+    text: str
+    finish_reason: FinishReason | None = None
+
+
+class Model:
+    """A package that is ready to run. Make one with `load_model`.
+
+    Attributes:
+        manifest: What the package says of itself.
+        tokenizer: The checkpoint's tokenizer.
+    """
+
+    def __init__(self, manifest: package.Manifest, tokenizer: Tokenizer, engine: Engine) -> None:
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+        self._engine = engine
+        # Features live as long as the crops they were made from, so that the turns of a
+        # conversation encode an image once.
+        self._features: WeakKeyDictionary[ImageCrops, Features] = WeakKeyDictionary()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the graphs and their memory."""
+        self._features.clear()
+        self._engine.close()
+
+    def preprocess(self, image: Image.Image, num_crops: int | None = None) -> ImageCrops:
+        """Cut an image into crops of normalised pixels.
+
+        Args:
+            image: A Pillow image of any mode.
+            num_crops: Most sub crops to use; the checkpoint's default when None. More crops
+                show more detail and take more tokens and time.
+
+        Raises:
+            ImageError: The image cannot be decoded or laid out.
+        """
+        model = self.manifest.model
+        return image_processing.preprocess(
+            image,
+            model.num_crops if num_crops is None else num_crops,
+            model.image_mean,
+            model.image_std,
+        )
+
+    def encode_image(self, crops: ImageCrops) -> Features:
+        """Image features, float32 [num_tokens, hidden_size]."""
+        features = self._features.get(crops)
+        if features is None:
+            features = self._features[crops] = self._engine.encode_image(crops)
+        return features
+
+    def encode_prompt(
+        self,
+        text: str,
+        images: Sequence[Image.Image | ImageCrops] = (),
+        num_crops: int | None = None,
+    ) -> Prompt:
+        """Tokenize a prompt in the chat template.
+
+        Args:
+            text: As `phi_edge.prompt.chat_text` makes it, with a tag `<|image_k|>` an image.
+            images: The images that the tags name, in the order of their numbers.
+            num_crops: As in `preprocess`, for images that are not cut yet.
+
+        Raises:
+            PromptError: Tags and images do not match.
+            ImageError: An image cannot be decoded or laid out.
+        """
+        crops = [
+            image if isinstance(image, ImageCrops) else self.preprocess(image, num_crops)
+            for image in images
+        ]
+        return prompts.encode_prompt(self.tokenizer, text, crops)
+
+    def start(self, prompt: Prompt, cancel: threading.Event | None = None) -> Run:
+        """Prefill a prompt.
+
+        Args:
+            prompt: From `encode_prompt`.
+            cancel: Setting it, from another thread, stops the prefill.
+
+        Raises:
+            PromptError: An image is named more than once.
+            ContextLengthError: The prompt is longer than the context.
+            GenerationCancelled: `cancel` was set.
+        """
+        features = []
+        for crops in prompt.images:
+            check_cancelled(cancel)
+            features.append(self.encode_image(crops))
+        empty = np.empty((0, self.manifest.model.hidden_size), np.float32)
+        return self._engine.start(prompt.input_ids, np.concatenate([*features, empty]), cancel)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        cancel: threading.Event | None = None,
+    ) -> Iterator[GenerationEvent]:
+        """Generate a completion, token by token.
+
+        Args:
+            prompt: From `encode_prompt`.
+            max_tokens: Most tokens to generate; as many as the context holds when None.
+            temperature: 0 for greedy; see `make_sampler` for this and the next three.
+            top_p: Probability mass to keep.
+            top_k: Most likely tokens to keep; all when None.
+            seed: Makes the draws repeatable.
+            stop: Texts that end the completion and are not part of it.
+            cancel: Setting it, from another thread, stops the run between chunks of the prompt
+                and between tokens.
+
+        Returns:
+            Events as the tokens come; the last has a finish reason.
+
+        Raises:
+            ValueError: A parameter is out of its range.
+            PromptError, ContextLengthError, GenerationCancelled: As in `start`, when the first
+                event is asked for.
+        """
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+        sampler = make_sampler(temperature, top_p, top_k, seed)
+        detokenizer = Detokenizer(self.tokenizer, (stop,) if isinstance(stop, str) else stop)
+        return self._events(
+            lambda: self.start(prompt, cancel), sampler, detokenizer, max_tokens, cancel
+        )
+
+    def _events(
+        self,
+        start: Callable[[], Run],
+        sampler: Sampler,
+        detokenizer: Detokenizer,
+        max_tokens: int | None,
+        cancel: threading.Event | None,
+    ) -> Iterator[GenerationEvent]:
+        model = self.manifest.model
+        run = start()
+        logits = run.logits
+        for num_completion_tokens in itertools.count(1):
+            token_id = sampler(logits)
+            if token_id in model.eos_token_ids:
+                yield GenerationEvent(token_id, detokenizer.finish(), "stop")
+                return
+            text = detokenizer.add(token_id)
+            is_last = num_completion_tokens == max_tokens or run.num_tokens == model.context_length
+            if is_last:
+                text += detokenizer.finish()
+            if detokenizer.stopped or is_last:
+                reason: FinishReason = "stop" if detokenizer.stopped else "length"
+                yield GenerationEvent(token_id, text, reason)
+                return
+            yield GenerationEvent(token_id, text)
+            check_cancelled(cancel)
+            logits = run.append(token_id)
+
+
+def load_model(
+    path: str | Path,
+    *,
+    provider: str = "cpu",
+    num_threads: int | None = None,
+    verify: bool = False,
+) -> Model:
+    """Load a package.
+
+    Args:
+        path: The package folder.
+        provider: Where to run: "cpu", "cuda" or "dml". It is never replaced by another.
+        num_threads: Threads for the CPU kernels; None for one a physical core.
+        verify: Read the whole package and compare the digests of the large files too.
+
+    Raises:
+        PackageError: The package is missing, damaged, or was changed after its export.
+        ProviderError: ONNX Runtime or the provider is not available.
+        EngineError: A graph cannot be loaded.
+    """
+    folder = Path(path)
+    manifest = package.read_manifest(folder)
+    package.check_files(folder, manifest, verify=verify)
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / package.TOKENIZER_FILE))
+    except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception
+        raise PackageError(f"{folder / package.TOKENIZER_FILE} cannot be read: {error}") from None
+    return Model(manifest, tokenizer, OrtEngine(folder, manifest.model, provider, num_threads))

@@ -1,0 +1,209 @@
+"""The engine on ONNX Runtime."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from phi_edge import package
+from phi_edge.engine import Features, Logits, check_cancelled
+from phi_edge.errors import ContextLengthError, PromptError
+from phi_edge.image import ImageCrops
+from phi_edge.kv_cache import KeyValueCache
+from phi_edge.package import DECODER, EMBEDDING, GRAPH_FILES, VISION, ModelInfo
+from phi_edge.session import engine_errors, import_onnxruntime, open_session
+
+logger = logging.getLogger(__name__)
+
+# Prefill runs in chunks, between which it can be cancelled. On a CPU, 128 rows keep the
+# activations in its cache; a GPU wants more rows at once.
+_CHUNK_SIZES = {"cpu": 128, "cuda": 1024, "dml": 1024}
+
+
+class OrtEngine:
+    """Runs a package's three graphs; a `phi_edge.engine.Engine`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: ModelInfo,
+        provider: str,
+        num_threads: int | None = None,
+    ) -> None:
+        """Open the graphs. The vision graph is opened when the first image comes."""
+        self.model = model
+        self.device = provider
+        self.chunk_size = _CHUNK_SIZES.get(provider, 1024)
+        self._folder = folder
+        self._num_threads = num_threads
+        self.decoder = self._open(DECODER)
+        self.embedding = self._open(EMBEDDING)
+
+    def _open(self, role: str) -> Any:
+        return open_session(self._folder / GRAPH_FILES[role], self.device, self._num_threads)
+
+    @cached_property
+    def _vision(self) -> Any:
+        return self._open(VISION)
+
+    def encode_image(self, crops: ImageCrops) -> Features:
+        """See `Engine.encode_image`."""
+        feeds = {
+            package.PIXEL_VALUES: crops.pixel_values[None],
+            package.IMAGE_SIZES: np.array([crops.image_size], np.int64),
+        }
+        with engine_errors("encoding an image"):
+            (features,) = self._vision.run([package.IMAGE_FEATURES], feeds)
+        return np.asarray(features, np.float32)
+
+    def start(
+        self,
+        input_ids: npt.NDArray[np.int64],
+        image_features: Features,
+        cancel: threading.Event | None = None,
+    ) -> OrtRun:
+        """See `Engine.start`."""
+        self._check_prompt(input_ids, image_features)
+        run = OrtRun(self, input_ids, image_features.astype(self.model.io_dtype))
+        run.prefill(cancel)
+        return run
+
+    def _check_prompt(self, input_ids: npt.NDArray[np.int64], image_features: Features) -> None:
+        num_tokens = len(input_ids)
+        if num_tokens == 0:
+            raise PromptError("the prompt has no tokens")
+        if num_tokens > self.model.context_length:
+            raise ContextLengthError(num_tokens, self.model.context_length)
+        if input_ids.max() >= self.model.vocab_size:
+            raise PromptError(
+                f"token id {input_ids.max()} is outside the vocabulary of {self.model.vocab_size}"
+            )
+        num_slots = int((input_ids < 0).sum())
+        if image_features.shape != (num_slots, self.model.hidden_size):
+            raise PromptError(
+                f"the prompt has {num_slots} image slots and the images give "
+                f"{len(image_features)} rows of features: name each image exactly once"
+            )
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        del self.decoder, self.embedding
+        self.__dict__.pop("_vision", None)
+
+
+class OrtRun:
+    """One sequence on ONNX Runtime; a `phi_edge.engine.Run`.
+
+    The short and the long RoPE factors give different keys, so a sequence that passes
+    `original_context_length` (or comes back) is prefilled again as a whole, images included,
+    from the image features that it keeps.
+    """
+
+    def __init__(
+        self, engine: OrtEngine, input_ids: npt.NDArray[np.int64], image_features: Any
+    ) -> None:
+        self._engine = engine
+        self._model = engine.model
+        self._ids = input_ids.tolist()
+        self._image_features = image_features
+        self._num_cached = 0
+        self._cache_is_long = False
+        self._logits_are_current = False
+        self._cache = KeyValueCache(engine.model, engine.device)
+        self._binding = engine.decoder.io_binding()
+        self._logits: Logits = np.empty((1, 1, engine.model.vocab_size), np.float32)
+        self._value = import_onnxruntime().OrtValue.ortvalue_from_numpy
+        self._binding.bind_ortvalue_output(package.LOGITS, self._value(self._logits))
+
+    @property
+    def num_tokens(self) -> int:
+        """See `Run.num_tokens`."""
+        return len(self._ids)
+
+    @property
+    def logits(self) -> Logits:
+        """See `Run.logits`. After a rewind, the last token is run again."""
+        if not self._logits_are_current:
+            self._num_cached = min(self._num_cached, len(self._ids) - 1)
+            self.prefill()
+        return self._current_logits()
+
+    def append(self, token_id: int) -> Logits:
+        """See `Run.append`."""
+        if not 0 <= token_id < self._model.vocab_size:
+            raise PromptError(
+                f"token id {token_id} is outside the vocabulary of {self._model.vocab_size}"
+            )
+        if len(self._ids) == self._model.context_length:
+            raise ContextLengthError(len(self._ids) + 1, self._model.context_length)
+        self._ids.append(token_id)
+        self.prefill()
+        return self._current_logits()
+
+    def rewind(self, num_tokens: int) -> None:
+        """See `Run.rewind`."""
+        if not 1 <= num_tokens <= len(self._ids):
+            raise ValueError(f"cannot rewind a sequence of {len(self._ids)} tokens to {num_tokens}")
+        if num_tokens < len(self._ids):
+            self._logits_are_current = False
+        del self._ids[num_tokens:]
+        self._num_cached = min(self._num_cached, num_tokens)
+
+    def _current_logits(self) -> Logits:
+        logits: Logits = self._logits[0, 0].copy()
+        return logits
+
+    def prefill(self, cancel: threading.Event | None = None) -> None:
+        """Run every token that is not cached, in chunks."""
+        self._logits_are_current = False
+        is_long = len(self._ids) > self._model.original_context_length
+        if is_long != self._cache_is_long:
+            if self._num_cached:
+                logger.info(
+                    "the sequence has %d tokens now: prefilling it with the %s RoPE factors",
+                    len(self._ids),
+                    "long" if is_long else "short",
+                )
+            self._num_cached, self._cache_is_long = 0, is_long
+        while self._num_cached < len(self._ids):
+            check_cancelled(cancel)
+            self._run_chunk(self._num_cached, self._num_cached + self._engine.chunk_size)
+        self._logits_are_current = True
+
+    def _run_chunk(self, start: int, stop: int) -> None:
+        """Extend the cache, which holds `start` tokens, by the next ones up to `stop`."""
+        ids = np.array([self._ids[start:stop]], np.int64)
+        total = start + ids.size
+        if self._cache.reserve(total, num_kept=start):
+            self._cache.bind(self._binding)
+        # A binding does not keep what it points to alive; these names do until the run is over.
+        mask = np.ones((1, total), np.int64)
+        rope_length = np.array([len(self._ids)])
+        with engine_errors("running the decoder"):
+            (embeds,) = self._engine.embedding.run_with_ort_values(
+                [package.INPUTS_EMBEDS],
+                {
+                    package.INPUT_IDS: self._value(ids),
+                    package.IMAGE_FEATURES: self._value(self._chunk_features(ids, start)),
+                },
+            )
+            binding = self._binding
+            binding.bind_ortvalue_input(package.INPUTS_EMBEDS, embeds)
+            binding.bind_ortvalue_input(package.ATTENTION_MASK, self._value(mask))
+            binding.bind_ortvalue_input(package.ROPE_LENGTH, self._value(rope_length))
+            self._engine.decoder.run_with_iobinding(binding)
+        self._num_cached = total
+
+    def _chunk_features(self, ids: npt.NDArray[np.int64], start: int) -> Any:
+        """Rows of the image features that belong to a chunk which begins at `start`."""
+        num_slots = int((ids < 0).sum())
+        if not num_slots:
+            return self._image_features[:0]
+        before = sum(token_id < 0 for token_id in self._ids[:start])
+        return self._image_features[before : before + num_slots]

@@ -1,0 +1,97 @@
+"""Prompts: text with image tags -> token ids, equal to the reference processor token for token.
+
+Source: `Phi3VProcessor`, which Microsoft publishes with Phi-3-vision and Phi-3.5-vision. It
+splits the text at the image tags and tokenizes every piece alone, so that each piece, an empty
+one too, begins with its own BOS token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from phi_edge.errors import PromptError
+from phi_edge.image import ImageCrops
+
+logger = logging.getLogger(__name__)
+
+_IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prompt:
+    """What a sequence starts with.
+
+    Attributes:
+        input_ids: int64 [num_tokens]. Slots of image k are -k.
+        images: The images; their features fill the slots in sequence order, the first image's
+            first, whatever the ids are.
+    """
+
+    input_ids: npt.NDArray[np.int64]
+    images: tuple[ImageCrops, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt, image slots included."""
+        return len(self.input_ids)
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str, images: Sequence[ImageCrops]) -> Prompt:
+    """Tokenize a prompt and lay out the slots of its images.
+
+    Args:
+        tokenizer: The checkpoint's tokenizer.
+        text: Prompt in the chat template, with `<|image_1|>`, `<|image_2|>`, ... for the images.
+            Without images, tags are plain text.
+        images: Image k is `images[k - 1]`.
+
+    Raises:
+        PromptError: The tags do not name exactly the images 1 to n.
+    """
+    if not images:
+        return Prompt(_tokenize(tokenizer, text))
+    # The split gives text and image numbers by turns.
+    pieces = _IMAGE_TAG.split(text)
+    numbers = [int(number) for number in pieces[1::2]]
+    if set(numbers) != set(range(1, len(images) + 1)):
+        raise PromptError(
+            f"the prompt has {_list_tags(numbers)}, and {len(images)} image(s) were given: "
+            f"it needs {_list_tags(range(1, len(images) + 1))}"
+        )
+    if list(dict.fromkeys(numbers)) != sorted(set(numbers)):
+        logger.warning(
+            "image tags are not in the order 1, 2, ...; features fill the slots in the order of "
+            "the images all the same, as in the reference"
+        )
+    parts = [_tokenize(tokenizer, pieces[0])]
+    for number, piece in zip(numbers, pieces[2::2], strict=True):
+        parts += [
+            np.full(images[number - 1].num_tokens, -number, np.int64),
+            _tokenize(tokenizer, piece),
+        ]
+    return Prompt(np.concatenate(parts), tuple(images))
+
+
+def _tokenize(tokenizer: Tokenizer, text: str) -> npt.NDArray[np.int64]:
+    return np.array(tokenizer.encode(text).ids, np.int64)
+
+
+def _list_tags(numbers: Iterable[int]) -> str:
+    return ", ".join(f"<|image_{number}|>" for number in numbers) or "no image tags"
+
+
+def chat_text(turns: Iterable[tuple[str, str]]) -> str:
+    """A conversation in the model's chat template, ready for the assistant's next turn.
+
+    Args:
+        turns: (role, content) pairs; roles are "system", "user" and "assistant".
+    """
+    text = "".join(f"<|{role}|>\n{content}<|end|>\n" for role, content in turns)
+    return f"{text}<|assistant|>\n"

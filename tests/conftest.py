@@ -1,0 +1,125 @@
+"""Checkpoints and packages that the tests share.
+
+`golden/` is a tiny checkpoint with arrays that Microsoft's own modelling code computed from it.
+A larger set of the same kind, with the real tokenizer, is read from `../shared` where present.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+import phi_edge
+from benchmarks.synthetic_checkpoint import write_tokenizer
+from export import Checkpoint, export_package
+from phi_edge.image import open_image
+from quantize import make_recipe
+
+GOLDEN = Path(__file__).parent / "golden"
+SHARED = Path(__file__).parents[2] / "shared"
+DEV = SHARED / "golden" / "dev"
+REFERENCE_FILES = SHARED / "reference" / "phi3_vision_checkpoint_files"
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class GoldenSet:
+    """One set of golden data: manifest, arrays and images."""
+
+    def __init__(self, folder: Path) -> None:
+        self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        self.arrays: Arrays = {}
+        for file in folder.glob("*.npz"):
+            with np.load(file) as arrays:
+                prefix = "full/" if file.stem == "preprocess_full" else ""
+                self.arrays |= {prefix + name: arrays[name] for name in arrays.files}
+        self._images = folder / "images"
+
+    def image(self, name: str) -> Image.Image:
+        return open_image(self._images / f"{name}.png")
+
+    def images(self, names: list[str] | None) -> list[Image.Image]:
+        return [self.image(name) for name in names or []]
+
+
+@pytest.fixture(scope="session")
+def compact() -> GoldenSet:
+    return GoldenSet(GOLDEN)
+
+
+@pytest.fixture(scope="session")
+def dev() -> GoldenSet:
+    if not DEV.is_dir():
+        pytest.skip("the large golden set is not at ../shared")
+    return GoldenSet(DEV / "cases")
+
+
+@pytest.fixture(scope="session")
+def compact_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden checkpoint with a tokenizer, which the golden set leaves out."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "compact"
+    shutil.copytree(GOLDEN / "checkpoint", folder)
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
+def checkpoint_copy(compact_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoint that a test may damage."""
+    return Path(shutil.copytree(compact_checkpoint, tmp_path / "checkpoint"))
+
+
+Exporter = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def export_compact(compact_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Exporter:
+    """Export the compact checkpoint; each precision and provider once a session."""
+    folder = tmp_path_factory.mktemp("packages")
+
+    def export(precision: str, provider: str = "cpu") -> Path:
+        target = folder / f"{precision}-{provider}"
+        if not target.exists():
+            recipe = make_recipe(precision, provider)
+            export_package(Checkpoint(compact_checkpoint), target, recipe, provider=provider)
+        return target
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def compact_fp32(export_compact: Exporter) -> Path:
+    return export_compact("fp32")
+
+
+@pytest.fixture(scope="session")
+def model(compact_fp32: Path) -> Iterator[phi_edge.Model]:
+    """The fp32 package of the compact checkpoint."""
+    with phi_edge.load_model(compact_fp32) as model:
+        yield model
+
+
+@pytest.fixture
+def package_copy(compact_fp32: Path, tmp_path: Path) -> Path:
+    """A copy of the fp32 package that a test may damage."""
+    return Path(shutil.copytree(compact_fp32, tmp_path / "package"))
+
+
+@pytest.fixture(scope="session")
+def dev_model(
+    dev: GoldenSet,  # noqa: ARG001 - skips where the set is absent
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[phi_edge.Model]:
+    """The fp32 package of the large golden set's checkpoint."""
+    target = tmp_path_factory.mktemp("packages") / "dev"
+    export_package(Checkpoint(DEV / "checkpoint"), target, make_recipe("fp32", "cpu"))
+    with phi_edge.load_model(target) as model:
+        yield model

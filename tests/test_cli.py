@@ -1,0 +1,121 @@
+"""The command line, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import GOLDEN, Exporter
+
+ROOT = Path(__file__).parents[1]
+IMAGE = GOLDEN / "images" / "wide_90x60.png"
+
+
+def phi_edge(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "phi_edge", *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        cwd=ROOT,
+        check=False,
+    )
+
+
+def test_export_info_and_chat(compact_checkpoint: Path, tmp_path: Path) -> None:
+    """The main job, from the checkpoint to a streamed answer."""
+    package = tmp_path / "package"
+    done = phi_edge("export", compact_checkpoint, package)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "int4 for cpu" in done.stdout
+
+    done = phi_edge("info", package, "--json", "--verify")
+    facts = json.loads(done.stdout)
+    assert facts["precision"] == "int4"
+    assert facts["image_tokens"] == {
+        "1 x 1 crops": 313,
+        "2 x 2 crops": 757,
+        "3 x 5 crops": 2353,
+        "4 x 4 crops": 2509,
+    }
+    assert facts["size_bytes"] == sum(facts["files"].values())
+    table = phi_edge("info", package)
+    assert table.returncode == 0
+    assert "131,072" in table.stdout
+
+    ask = ("chat", "--model", package, "--image", IMAGE, "--num-crops", 1, "--max-tokens", 8)
+    done = phi_edge(*ask, "What is shown?")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
+    assert phi_edge(*ask, "What is shown?").stdout == done.stdout
+
+
+def test_conversation(compact_fp32: Path) -> None:
+    """Without a prompt, each line of input is a turn, and the image stays in the first."""
+    ask = ("chat", "--model", compact_fp32, "--image", IMAGE, "--num-crops", 1, "--max-tokens", 3)
+    done = phi_edge(*ask, "--system", "Be brief.", stdin="What is it?\n\nAnd this?\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    first = phi_edge(*ask, "--system", "Be brief.", "What is it?").stdout
+    assert done.stdout.startswith(first)
+    assert len(done.stdout) > len(first)
+
+
+def test_overwrite(compact_checkpoint: Path, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    assert phi_edge("export", compact_checkpoint, package).returncode == 0
+    refused = phi_edge("export", compact_checkpoint, package)
+    assert refused.returncode == 1
+    assert "--overwrite" in refused.stderr
+    again = phi_edge("export", compact_checkpoint, package, "--overwrite", "--precision", "fp16")
+    assert again.returncode == 0
+    assert "fp16 for cpu" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["export"], 2, "Missing argument 'CHECKPOINT'"),
+        (["export", "a", "b", "--precision", "int3"], 2, "'int3' is not one of"),
+        (["bake"], 2, "No such command 'bake'"),
+        (["chat", "Hi"], 2, "Missing option '--model'"),
+        (["chat", "--model", "nowhere", "Hi"], 1, "not a phi_edge package"),
+        (["chat", "--model", "nowhere", "--temperature", "-1", "Hi"], 2, "-1.0"),
+        (["chat", "--model", "nowhere", "--image", "no.png", "Hi"], 1, "no image at no.png"),
+        (["info", "nowhere"], 1, "not a phi_edge package"),
+        (["export", "nowhere", "out"], 1, "no checkpoint folder at nowhere"),
+    ],
+)
+def test_errors_are_one_line(arguments: list[str], code: int, message: str) -> None:
+    done = phi_edge(*arguments)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert done.stderr.startswith("Error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_provider_that_is_missing(compact_fp32: Path) -> None:
+    done = phi_edge("chat", "--model", compact_fp32, "--provider", "dml", "Hi")
+    assert done.returncode == 1
+    assert "pip install 'phi-edge[directml]'" in done.stderr
+
+
+def test_info_names_a_changed_file(export_compact: Exporter, tmp_path: Path) -> None:
+    package = Path(shutil.copytree(export_compact("int4"), tmp_path / "package"))
+    with (package / "vision.onnx.data").open("r+b") as file:
+        file.write(b"\xff\xff\xff\xff")
+    done = phi_edge("info", package, "--verify")
+    assert done.returncode == 1
+    assert "vision.onnx.data was changed" in done.stderr
+
+
+def test_help_and_version() -> None:
+    assert phi_edge("--help").stdout.count("\n") > 8
+    assert phi_edge("--version").stdout.strip()
+    assert phi_edge().returncode == 2

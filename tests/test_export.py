@@ -1,0 +1,522 @@
+"""Exporting: the graphs that come out, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import phi_edge
+from export import Checkpoint, ExportProgress, export_package, find_checkpoint
+from export.config import expected_tensors, read_config
+from phi_edge import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    PackageError,
+    Prompt,
+    package,
+)
+from quantize import make_recipe
+
+from .conftest import DEV, REFERENCE_FILES, Exporter, GoldenSet
+
+FP32 = make_recipe("fp32", "cpu")
+WEIGHTS = "model.safetensors"
+NORM = "model.norm.weight"
+Tensors = dict[str, Any]
+
+
+def edit_weights(folder: Path, change: Callable[[Tensors], object]) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def operators(path: Path) -> set[str]:
+    return {node.op_type for node in ir.load(path).graph}
+
+
+# What comes out
+
+
+@pytest.mark.parametrize("provider", ["cpu", "cuda", "dml"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int4"])
+def test_inputs_and_outputs(export_compact: Exporter, precision: str, provider: str) -> None:
+    """Every target has the names and types that onnxruntime-genai's `phi3v` expects."""
+    folder = export_compact(precision, provider)
+    manifest = package.read_manifest(folder)
+    dtype = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}[manifest.model.io_dtype]
+    assert manifest.provider == provider
+
+    def signature(role: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        graph = ir.load(folder / package.GRAPH_FILES[role]).graph
+        return (
+            {str(value.name): value.dtype for value in graph.inputs},
+            {str(value.name): value.dtype for value in graph.outputs},
+        )
+
+    assert signature("vision") == (
+        {"pixel_values": ir.DataType.FLOAT, "image_sizes": ir.DataType.INT64},
+        {"image_features": dtype},
+    )
+    assert signature("embedding") == (
+        {"input_ids": ir.DataType.INT64, "image_features": dtype},
+        {"inputs_embeds": dtype},
+    )
+    parts = [(layer, part) for layer in range(2) for part in ("key", "value")]
+    assert signature("decoder") == (
+        {
+            "inputs_embeds": dtype,
+            "attention_mask": ir.DataType.INT64,
+            "rope_length": ir.DataType.INT64,
+            **{f"past_key_values.{layer}.{part}": dtype for layer, part in parts},
+        },
+        {
+            "logits": ir.DataType.FLOAT,
+            **{f"present.{layer}.{part}": dtype for layer, part in parts},
+        },
+    )
+
+
+def test_operators_are_fused(export_compact: Exporter) -> None:
+    folder = export_compact("int4")
+    decoder = operators(folder / "decoder.onnx")
+    assert decoder >= {"GroupQueryAttention", "SkipSimplifiedLayerNormalization", "MatMulNBits"}
+    assert not decoder & {"MatMul", "Softmax", "If", "RotaryEmbedding"}
+    vision = operators(folder / "vision.onnx")
+    assert vision >= {"MultiHeadAttention", "QuickGelu", "SkipLayerNormalization", "MatMulNBits"}
+    assert not vision & {"MatMul", "Softmax", "If", "Loop"}
+    assert "GatherBlockQuantized" in operators(folder / "embedding.onnx")
+
+
+def test_directml_rotates_outside_of_attention(export_compact: Exporter) -> None:
+    decoder = operators(export_compact("fp16", "dml") / "decoder.onnx")
+    assert "RotaryEmbedding" in decoder
+    assert "If" not in decoder
+
+
+def test_only_real_crops_are_computed(compact: GoldenSet, model: phi_edge.Model) -> None:
+    """Padding crops, as onnxruntime-genai appends them, change nothing, whatever is in them.
+
+    Several images at once give what each gives alone.
+    """
+    crops = [model.preprocess(image, 4) for image in compact.images(["wide_90x60", "tall_50x170"])]
+    alone = [model.encode_image(each) for each in crops]
+    padded = np.full((2, 17, 3, 336, 336), np.nan, np.float32)
+    for row, each in zip(padded, crops, strict=True):
+        row[: len(each.pixel_values)] = each.pixel_values
+    sizes = np.array([each.image_size for each in crops], np.int64)
+    vision = model._engine._vision  # type: ignore[attr-defined]
+    (together,) = vision.run(None, {"pixel_values": padded, "image_sizes": sizes})
+    np.testing.assert_allclose(together, np.concatenate(alone), rtol=0, atol=1e-6)
+
+
+# How far reduced precision may be from fp32: largest and mean difference of image features
+# (standard deviation 0.9) and logits (1.0). Random weights have no structure that rounding
+# could spare, so int4 is far off by nature; the bounds would still show a wrong zero point, a
+# swapped nibble or a missing layer, which give differences of several units.
+TOLERANCES = {
+    ("fp16", "cpu"): ((0.02, 0.002), (0.02, 0.003)),
+    ("fp16", "dml"): ((0.02, 0.002), (0.02, 0.003)),
+    ("int4", "cpu"): ((0.2, 0.02), (1.5, 0.25)),
+    ("int4", "cuda"): ((0.02, 0.002), (1.5, 0.25)),
+}
+
+
+@pytest.mark.parametrize(("precision", "provider"), TOLERANCES)
+def test_reduced_precision_is_near_fp32(
+    compact: GoldenSet,
+    model: phi_edge.Model,
+    export_compact: Exporter,
+    precision: str,
+    provider: str,
+) -> None:
+    crops = model.preprocess(compact.image("wide_90x60"), 1)
+    ids = compact.arrays["one_image__ids"]
+    with phi_edge.load_model(export_compact(precision, provider)) as reduced:
+        pairs = (
+            (reduced.encode_image(crops), model.encode_image(crops)),
+            (
+                reduced.start(Prompt(ids, (crops,))).logits,
+                model.start(Prompt(ids, (crops,))).logits,
+            ),
+        )
+    tolerances = TOLERANCES[precision, provider]
+    for (found, expected), (largest, mean) in zip(pairs, tolerances, strict=True):
+        error = np.abs(found - expected)
+        assert 0 < error.max() < largest
+        assert error.mean() < mean
+
+
+def test_sharded_checkpoint_gives_the_same_package(
+    checkpoint_copy: Path, compact_fp32: Path, tmp_path: Path
+) -> None:
+    tensors = load_file(checkpoint_copy / WEIGHTS)
+    (checkpoint_copy / WEIGHTS).unlink()
+    names = sorted(tensors)
+    weight_map: dict[str, str] = {}
+    for number, part in enumerate((names[::2], names[1::2])):
+        file = f"part-{number}.safetensors"
+        save_file({name: tensors[name] for name in part}, checkpoint_copy / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = {"weight_map": weight_map}
+    (checkpoint_copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    manifest = export_package(Checkpoint(checkpoint_copy), tmp_path / "out", FP32)
+    expected = package.read_manifest(compact_fp32)
+    assert manifest.files == expected.files
+    assert manifest.source_digest != expected.source_digest
+
+
+def test_export_repeats_itself_to_the_byte(compact_checkpoint: Path, tmp_path: Path) -> None:
+    recipe = make_recipe("int4", "cpu")
+    first, second = (
+        export_package(Checkpoint(compact_checkpoint), tmp_path / name, recipe) for name in "ab"
+    )
+    assert first == second
+
+
+def test_progress(compact_checkpoint: Path, tmp_path: Path) -> None:
+    states: list[ExportProgress] = []
+    export_package(Checkpoint(compact_checkpoint), tmp_path / "out", FP32, progress=states.append)
+    counts = [state.num_tensors for state in states]
+    assert counts == list(range(len(states)))
+    assert {state.total_tensors for state in states} == {len(states)}
+    assert [state.num_bytes for state in states] == sorted(state.num_bytes for state in states)
+    assert 0 < states[-1].num_bytes < states[-1].total_bytes
+    assert all(state.tensor for state in states)
+
+
+# What a checkpoint must be
+
+
+def test_expected_tensors_are_those_of_the_published_index() -> None:
+    if not REFERENCE_FILES.is_dir():
+        pytest.skip("the published index is not at ../shared")
+    index = json.loads((REFERENCE_FILES / "model.safetensors.index.json").read_text())
+    expected = expected_tensors(read_config(REFERENCE_FILES))
+    assert expected.keys() == index["weight_map"].keys()
+    # bfloat16: two bytes a weight.
+    total = sum(2 * int(np.prod(shape)) for shape in expected.values())
+    assert total == index["metadata"]["total_size"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(NORM), rf"missing: {NORM} \[64\]"),
+        (lambda t: t.update(extra=np.zeros(1, np.float32)), "not known: extra"),
+        (
+            lambda t: t.update({NORM: t[NORM][:5]}),
+            rf"wrong shape: {NORM} is \[5\] instead of \[64\]",
+        ),
+        (
+            lambda t: t.update({NORM: t[NORM].astype(np.int32)}),
+            rf"wrong type: {NORM} is I32 instead of BF16 or F16 or F32",
+        ),
+    ],
+)
+def test_bad_tensors(
+    checkpoint_copy: Path, change: Callable[[Tensors], object], message: str
+) -> None:
+    edit_weights(checkpoint_copy, change)
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint(checkpoint_copy)
+
+
+def test_all_problems_are_in_one_error(checkpoint_copy: Path) -> None:
+    def change(tensors: Tensors) -> None:
+        del tensors[NORM]
+        tensors["lm_head.weight"] = tensors["lm_head.weight"][:1]
+        tensors["extra"] = np.zeros(1, np.float32)
+
+    edit_weights(checkpoint_copy, change)
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint(checkpoint_copy)
+    assert all(name in str(caught.value) for name in (NORM, "lm_head.weight", "extra"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:1000],
+        lambda content: content[:-1],
+        lambda content: b"\xff" * 8 + content[8:],
+        lambda content: content[:8] + b"{]" + content[10:],
+        lambda _: b"",
+    ],
+)
+def test_damaged_safetensors(checkpoint_copy: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = checkpoint_copy / WEIGHTS
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
+        Checkpoint(checkpoint_copy)
+
+
+def test_infinite_weights(checkpoint_copy: Path, tmp_path: Path) -> None:
+    """Found while writing; the tensor is named and no package is left."""
+
+    def change(tensors: Tensors) -> None:
+        tensors["lm_head.weight"] = tensors["lm_head.weight"].copy()
+        tensors["lm_head.weight"][3, 3] = np.inf
+
+    edit_weights(checkpoint_copy, change)
+    for precision in ("fp32", "int4"):
+        recipe = make_recipe(precision, "cpu")
+        with pytest.raises(CheckpointError, match=r"lm_head\.weight"):
+            export_package(Checkpoint(checkpoint_copy), tmp_path / "out", recipe)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_weights_too_large_for_fp16(checkpoint_copy: Path, tmp_path: Path) -> None:
+    def change(tensors: Tensors) -> None:
+        tensors[NORM] = np.full(64, 1e6, ml_dtypes.bfloat16)
+
+    edit_weights(checkpoint_copy, change)
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight .* FLOAT16 cannot hold"):
+        export_package(Checkpoint(checkpoint_copy), tmp_path / "out", make_recipe("fp16", "cpu"))
+
+
+def test_pickles_are_refused(checkpoint_copy: Path) -> None:
+    (checkpoint_copy / WEIGHTS).rename(checkpoint_copy / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="convert them to safetensors"):
+        Checkpoint(checkpoint_copy)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS],
+)
+def test_missing_file(checkpoint_copy: Path, name: str) -> None:
+    (checkpoint_copy / name).unlink()
+    with pytest.raises(CheckpointError, match="safetensors" if name == WEIGHTS else name):
+        Checkpoint(checkpoint_copy)
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        ({"a": "missing.safetensors"}, "missing.safetensors"),
+        ({"a": "../model.safetensors"}, "not there"),
+        (None, "no weight_map"),
+    ],
+)
+def test_bad_index(checkpoint_copy: Path, weight_map: object, message: str) -> None:
+    index = {"weight_map": weight_map}
+    (checkpoint_copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint(checkpoint_copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(model_type="llama"), "model_type is 'llama'"),
+        (lambda c: c.pop("model_type"), "model_type is None"),
+        (lambda c: c.pop("hidden_size"), "hidden_size"),
+        (lambda c: c["rope_scaling"].update(type="yarn"), "rope_scaling type is 'yarn'"),
+        (lambda c: c["rope_scaling"]["long_factor"].pop(), "16 short and 16 long factors"),
+        (lambda c: c["embd_layer"].update(hd_transform_order="glb_sub"), "hd_transform_order"),
+        (lambda c: c["img_processor"]["vision_config"].update(hidden_act="gelu"), "quick_gelu"),
+        (lambda c: c["img_processor"]["vision_config"].update(image_size=224), "336 pixels"),
+        (lambda c: c.update(num_attention_heads=3), "multiple of num_attention_heads"),
+        (lambda c: c.update(max_position_embeddings=100), "max_position_embeddings"),
+        (lambda c: c.update(rope_scaling=None), "incomplete"),
+    ],
+)
+def test_bad_config(
+    checkpoint_copy: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    edit_json(checkpoint_copy / "config.json", change)
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint(checkpoint_copy)
+
+
+def test_config_without_vision_dimensions_is_vit_l(checkpoint_copy: Path) -> None:
+    """As in the published config.json, which names the tower and leaves its size out."""
+    edit_json(checkpoint_copy / "config.json", lambda c: c["img_processor"].pop("vision_config"))
+    vision = read_config(checkpoint_copy).vision
+    assert (vision.hidden_size, vision.num_hidden_layers, vision.grid) == (1024, 24, 24)
+
+
+def test_bad_preprocessor_and_tokenizer(checkpoint_copy: Path, tmp_path: Path) -> None:
+    edit_json(checkpoint_copy / "preprocessor_config.json", lambda c: c.pop("image_mean"))
+    with pytest.raises(CheckpointError, match="image_mean"):
+        export_package(Checkpoint(checkpoint_copy), tmp_path / "out", FP32)
+    (checkpoint_copy / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
+        export_package(Checkpoint(checkpoint_copy), tmp_path / "out", FP32)
+
+
+def test_generation_config_names_the_end_tokens(checkpoint_copy: Path, tmp_path: Path) -> None:
+    path = checkpoint_copy / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [7, 344]}))
+    manifest = export_package(Checkpoint(checkpoint_copy), tmp_path / "out", FP32)
+    assert manifest.model.eos_token_ids[:2] == (7, 344)
+    assert len(set(manifest.model.eos_token_ids)) == len(manifest.model.eos_token_ids)
+
+
+# Where checkpoints come from
+
+
+def test_checkpoint_names(compact_checkpoint: Path, tmp_path: Path) -> None:
+    assert find_checkpoint(str(compact_checkpoint)) == compact_checkpoint
+    for name in ("missing", str(tmp_path / "missing"), "./a/b", "a/b/c"):
+        with pytest.raises(CheckpointNotFoundError, match="no checkpoint folder"):
+            find_checkpoint(name)
+    with pytest.raises(CheckpointNotFoundError):
+        Checkpoint(tmp_path / "missing")
+
+
+def test_hub_name_is_found_in_the_local_cache(
+    compact_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    repository = tmp_path / "models--someone--phi"
+    snapshot = repository / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    snapshot.parent.mkdir(parents=True)
+    shutil.copytree(compact_checkpoint, snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(snapshot.name)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert Checkpoint(find_checkpoint("someone/phi")).config.hidden_size == 64
+    with pytest.raises(CheckpointNotFoundError, match="hub did not give it"):
+        find_checkpoint("someone/else")
+
+
+# Where packages go
+
+
+def test_target_is_not_overwritten_by_accident(
+    compact_checkpoint: Path, package_copy: Path
+) -> None:
+    checkpoint = Checkpoint(compact_checkpoint)
+    (package_copy / "decoder.onnx").write_text("old")
+    with pytest.raises(PackageError, match="--overwrite"):
+        export_package(checkpoint, package_copy, FP32)
+    assert (package_copy / "decoder.onnx").read_text() == "old"
+    export_package(checkpoint, package_copy, FP32, overwrite=True)
+    package.check_files(package_copy, package.read_manifest(package_copy), verify=True)
+    assert [path.name for path in package_copy.parent.iterdir()] == [package_copy.name]
+
+
+def test_a_folder_that_is_no_package_is_never_overwritten(
+    compact_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(PackageError, match="not a package"):
+        export_package(Checkpoint(compact_checkpoint), tmp_path, FP32, overwrite=True)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_a_failed_overwrite_keeps_the_old_package(
+    compact_checkpoint: Path, package_copy: Path
+) -> None:
+    class Interrupted(Exception):  # noqa: N818
+        pass
+
+    def interrupt(state: ExportProgress) -> None:
+        if state.num_tensors == 10:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        export_package(
+            Checkpoint(compact_checkpoint), package_copy, FP32, overwrite=True, progress=interrupt
+        )
+    package.check_files(package_copy, package.read_manifest(package_copy), verify=True)
+    assert [path.name for path in package_copy.parent.iterdir()] == [package_copy.name]
+
+
+KILLED_EXPORT = """
+import sys, time
+from pathlib import Path
+from export import Checkpoint, export_package
+from quantize import make_recipe
+
+def stall(state):
+    if state.num_tensors == int(sys.argv[3]):
+        print("here", flush=True)
+        time.sleep(60)
+
+export_package(
+    Checkpoint(Path(sys.argv[1])), Path(sys.argv[2]), make_recipe("fp32", "cpu"), progress=stall
+)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+@pytest.mark.parametrize("num_tensors", [0, 10, 25])
+def test_a_killed_export_leaves_no_package(
+    compact_checkpoint: Path, tmp_path: Path, num_tensors: int
+) -> None:
+    target = tmp_path / "out"
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED_EXPORT, compact_checkpoint, target, str(num_tensors)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[1],
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"here\n"
+        process.send_signal(signal.SIGKILL)
+    assert not target.exists()
+    export_package(Checkpoint(compact_checkpoint), target, FP32)
+    package.check_files(target, package.read_manifest(target), verify=True)
+    assert list(tmp_path.iterdir()) == [target], "the second run clears up after the first"
+
+
+CLEAN_EXPORT = """
+import sys
+sys.argv = ["phi-edge", "export", sys.argv[1], sys.argv[2], "--precision", "int4"]
+from phi_edge.cli import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+loaded = {name.partition(".")[0] for name in sys.modules}
+print(sorted(loaded & {"torch", "transformers", "optimum", "onnxruntime"}))
+"""
+
+
+def test_export_runs_no_code_of_the_checkpoint_and_needs_no_torch(
+    checkpoint_copy: Path, tmp_path: Path
+) -> None:
+    """A checkpoint that brings code has it ignored."""
+    trap = tmp_path / "trap"
+    for name in ("modeling_phi3_v.py", "configuration_phi3_v.py", "conftest.py"):
+        (checkpoint_copy / name).write_text(f"open({str(trap)!r}, 'w')")
+    done = subprocess.run(
+        [sys.executable, "-c", CLEAN_EXPORT, checkpoint_copy, tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert not trap.exists()
+
+
+def test_export_of_the_real_tokenizer(tmp_path: Path) -> None:
+    if not DEV.is_dir():
+        pytest.skip("the large golden set is not at ../shared")
+    manifest = export_package(Checkpoint(DEV / "checkpoint"), tmp_path / "out", FP32)
+    assert manifest.model.bos_token_id == 1
+    assert manifest.model.eos_token_ids == (32007, 32001, 32000)
+    assert manifest.model.pad_token_id == 32000
+    assert manifest.model.num_crops == 16

@@ -1,0 +1,117 @@
+"""Rules about the code itself: who may import whom, what is public, what is in the wheel."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import phi_edge
+
+ROOT = Path(__file__).parents[1]
+STANDARD = set(sys.stdlib_module_names)
+RUNTIME = STANDARD | {"phi_edge", "numpy", "PIL", "tokenizers", "typing_extensions"}
+
+# Folder or file -> top-level modules that it may import.
+ALLOWED = {
+    "phi_edge": RUNTIME | {"click", "rich"},
+    "phi_edge/package.py": STANDARD | {"phi_edge"},
+    "phi_edge/errors.py": STANDARD,
+    "quantize": STANDARD | {"numpy"},
+    "export": STANDARD
+    | {"phi_edge", "numpy", "ml_dtypes", "onnx_ir", "onnxscript", "safetensors", "tokenizers"}
+    | {"huggingface_hub"},
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Absolute imports of a module, those inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module or ""
+
+
+@pytest.mark.parametrize("place", ALLOWED)
+def test_imports(place: str) -> None:
+    path = ROOT / place
+    files = [path] if path.is_file() else sorted(path.rglob("*.py"))
+    assert files
+    for file in files:
+        found = {name.partition(".")[0] for name in imports(file)}
+        assert found <= ALLOWED[place], file
+
+
+def test_rich_and_click_stay_in_the_cli() -> None:
+    for file in (ROOT / "phi_edge").glob("*.py"):
+        if file.name not in ("cli.py", "__main__.py"):
+            assert not {"rich", "click", "phi_edge.cli"} & set(imports(file)), file
+
+
+def test_the_exporter_meets_the_runtime_in_the_package_format_alone() -> None:
+    contract = {"phi_edge", "phi_edge.package", "phi_edge.errors"}
+    for file in (ROOT / "export").glob("*.py"):
+        assert {name for name in imports(file) if name.startswith("phi_edge")} <= contract, file
+        text = file.read_text(encoding="utf-8")
+        assert "from phi_edge import" not in text or "from phi_edge import package\n" in text
+
+
+def test_exported_names() -> None:
+    public = {name for name in vars(phi_edge) if not name.startswith("_")}
+    modules = {path.stem for path in (ROOT / "phi_edge").glob("*.py")} | {"annotations"}
+    assert public - modules == set(phi_edge.__all__) - {"__version__"}
+    assert phi_edge.__all__ == sorted(phi_edge.__all__)
+
+
+def test_every_error_is_in_the_tree() -> None:
+    errors = [value for value in vars(phi_edge).values() if isinstance(value, type)]
+    errors = [error for error in errors if issubclass(error, Exception)]
+    assert len(errors) == 11
+    for error in errors:
+        assert issubclass(error, phi_edge.PhiEdgeError)
+        assert error.__name__ in (phi_edge.errors.__doc__ or "")
+
+
+def test_import_needs_no_onnxruntime() -> None:
+    """And no exporter: `import phi_edge` loads neither."""
+    code = (
+        "import sys, phi_edge, phi_edge.cli; "
+        "print({'onnxruntime', 'onnxscript', 'rich', 'torch'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_wheel(compact_checkpoint: Path, tmp_path: Path) -> None:
+    """The wheel does the main job alone, with the tool folders inside the package."""
+    pytest.importorskip("hatchling", reason="needs the extra `dev`")
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "site")
+    tops = {name.partition("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"phi_edge"}
+    for name in ("export/exporter.py", "quantize/blockwise.py", "py.typed", "cli.py"):
+        assert f"phi_edge/{name}" in names
+
+    def run(*arguments: object) -> str:
+        """The command as installed from the wheel, far from the checkout."""
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+        ).stdout
+
+    where = run("-c", "import phi_edge.export.exporter as module; print(module.__file__)")
+    assert Path(where.strip()).is_relative_to(tmp_path)
+    run("-m", "phi_edge", "export", compact_checkpoint, "package")
+    assert run("-m", "phi_edge", "chat", "--model", "package", "--max-tokens", 3, "Hi").strip()

@@ -1,0 +1,172 @@
+"""Prompts and text: tags, pieces, detokenization, stop strings, sampling."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+import phi_edge
+from phi_edge import PromptError
+from phi_edge.image import ImageCrops
+from phi_edge.prompt import chat_text, encode_prompt
+from phi_edge.sampling import make_sampler
+from phi_edge.text import Detokenizer
+
+from .conftest import REFERENCE_FILES
+
+CROPS = ImageCrops(np.zeros((2, 3, 336, 336), np.float32), (336, 336))
+
+
+@pytest.fixture(params=["tiny", "phi3"])
+def tokenizer(request: pytest.FixtureRequest, model: phi_edge.Model) -> Tokenizer:
+    if request.param == "tiny":
+        return model.tokenizer
+    if not REFERENCE_FILES.is_dir():
+        pytest.skip("the real tokenizer is not at ../shared")
+    return Tokenizer.from_file(str(REFERENCE_FILES / "tokenizer.json"))
+
+
+def test_chat_text() -> None:
+    turns = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."), ("user", "Bye")]
+    assert chat_text(turns) == (
+        "<|system|>\nBe brief.<|end|>\n<|user|>\nHi<|end|>\n"
+        "<|assistant|>\nHello.<|end|>\n<|user|>\nBye<|end|>\n<|assistant|>\n"
+    )
+
+
+def test_every_piece_has_its_own_bos(tokenizer: Tokenizer) -> None:
+    ids = encode_prompt(tokenizer, "<|image_1|><|image_2|>", [CROPS, CROPS]).input_ids.tolist()
+    assert ids == [1, *[-1] * 313, 1, *[-2] * 313, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "num_images"),
+    [
+        ("no tag", 1),
+        ("<|image_1|> <|image_2|>", 1),
+        ("<|image_1|>", 2),
+        ("<|image_2|>", 1),
+        ("<|image_0|><|image_1|>", 1),
+    ],
+)
+def test_tags_must_name_the_images(tokenizer: Tokenizer, text: str, num_images: int) -> None:
+    with pytest.raises(PromptError, match="it needs"):
+        encode_prompt(tokenizer, text, [CROPS] * num_images)
+
+
+def test_a_tag_without_images_is_text(tokenizer: Tokenizer) -> None:
+    prompt = encode_prompt(tokenizer, "<|image_1|>", [])
+    assert (prompt.input_ids >= 0).all()
+    assert prompt.num_tokens > 2
+
+
+def test_one_image_named_twice_is_refused(model: phi_edge.Model) -> None:
+    prompt = encode_prompt(model.tokenizer, "<|image_1|><|image_1|>", [CROPS])
+    with pytest.raises(PromptError, match="name each image exactly once"):
+        model.start(prompt)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["A 🙂 café", "  two  spaces\ttab\n\nnew line", "你好🙂 \u00ad", "\n x", "a<|end|>b", ""],
+)
+def test_detokenizer_gives_the_tokenizers_text(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    detokenizer = Detokenizer(tokenizer)
+    pieces = [detokenizer.add(token_id) for token_id in ids]
+    assert all("\ufffd" not in piece for piece in pieces), "half a character"
+    assert "".join(pieces) + detokenizer.finish() == tokenizer.decode(ids)
+
+
+def test_detokenizer_survives_bytes_that_are_no_text(tokenizer: Tokenizer) -> None:
+    """An unfinished character, then a letter, then a stray byte at the end."""
+    names = ["<0xF0>", "<0x9F>", "a", "<0x40>", "<0xE0>"]
+    detokenizer = Detokenizer(tokenizer)
+    vocabulary = tokenizer.get_vocab()
+    pieces = [detokenizer.add(vocabulary[name]) for name in names]
+    assert pieces == ["", "", "\ufffda", "@", ""]
+    assert detokenizer.finish() == "\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        (["the s"], "What is "),
+        (["zzz", "is"], "What "),
+        (["What"], ""),
+        (["tea."], "What is the sea?"),
+        (["sea?!"], "What is the sea?"),
+        ([], "What is the sea?"),
+    ],
+)
+def test_stop_strings_across_tokens(tokenizer: Tokenizer, stop: list[str], expected: str) -> None:
+    detokenizer = Detokenizer(tokenizer, stop)
+    text = ""
+    for token_id in tokenizer.encode("What is the sea?", add_special_tokens=False).ids:
+        text += detokenizer.add(token_id)
+        # What has been given out never has to be taken back.
+        assert expected.startswith(text)
+        if detokenizer.stopped:
+            break
+    assert text + detokenizer.finish() == expected
+    assert detokenizer.stopped == (expected != "What is the sea?")
+
+
+def test_empty_stop_string(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="cannot be empty"):
+        Detokenizer(tokenizer, [""])
+
+
+LOGITS = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+
+
+def frequencies(parameters: dict[str, Any], count: int = 4000) -> list[float]:
+    sampler = make_sampler(seed=0, **parameters)
+    drawn = Counter(sampler(LOGITS) for _ in range(count))
+    return [drawn[token_id] / count for token_id in range(len(LOGITS))]
+
+
+def test_greedy() -> None:
+    assert make_sampler()(LOGITS) == 0
+    assert make_sampler(temperature=2, top_k=1)(LOGITS) == 0
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"temperature": 1}, [0.5, 0.3, 0.15, 0.05]),
+        ({"temperature": 0.5}, [0.685, 0.247, 0.062, 0.007]),
+        ({"temperature": 1, "top_k": 2}, [0.625, 0.375, 0, 0]),
+        ({"temperature": 1, "top_p": 0.75}, [0.625, 0.375, 0, 0]),
+        ({"temperature": 1, "top_p": 0.85}, [0.526, 0.316, 0.158, 0]),
+        ({"temperature": 1, "top_p": 0.01}, [1, 0, 0, 0]),
+    ],
+)
+def test_sampling_distribution(parameters: dict[str, Any], expected: list[float]) -> None:
+    assert frequencies(parameters) == pytest.approx(expected, abs=0.03)
+
+
+def test_seed_repeats() -> None:
+    one, two, other = (make_sampler(temperature=1, seed=seed) for seed in (1, 1, 2))
+    draws = [[sampler(LOGITS) for _ in range(50)] for sampler in (one, two, other)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_k": 0},
+    ],
+)
+def test_sampling_ranges(parameters: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        make_sampler(**parameters)
