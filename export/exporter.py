@@ -176,6 +176,8 @@ def _replacing(target: Path) -> Iterator[Path]:
     target = target.resolve()
     partial = target.with_name(f".{target.name}.partial")
     replaced = target.with_name(f".{target.name}.replaced")
+    if replaced.exists() and not target.exists():
+        replaced.rename(target)  # an export was killed between its last two steps
     for leftover in (partial, replaced):
         if leftover.exists():
             logger.info("removing %s, left by an export that was interrupted", leftover)

@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail("interrupted", _INTERRUPTED)
     except PhiEdgeError as error:
         _fail(str(error), 1)
+    except ValueError as error:
+        _fail(str(error), 2)
     except (OSError, MemoryError) as error:
         _fail(f"{type(error).__name__}: {error}", 1)
 

@@ -19,7 +19,7 @@ from phi_edge import image as image_processing
 from phi_edge import package
 from phi_edge import prompt as prompts
 from phi_edge.engine import Engine, Features, Run, check_cancelled
-from phi_edge.errors import PackageError
+from phi_edge.errors import EngineError, PackageError
 from phi_edge.image import ImageCrops
 from phi_edge.ort_engine import OrtEngine
 from phi_edge.prompt import Prompt
@@ -59,7 +59,7 @@ class Model:
     def __init__(self, manifest: package.Manifest, tokenizer: Tokenizer, engine: Engine) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
-        self._engine = engine
+        self._engine: Engine | None = engine
         # Features live as long as the crops they were made from, so that the turns of a
         # conversation encode an image once.
         self._features: WeakKeyDictionary[ImageCrops, Features] = WeakKeyDictionary()
@@ -78,7 +78,14 @@ class Model:
     def close(self) -> None:
         """Free the graphs and their memory."""
         self._features.clear()
-        self._engine.close()
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def _open_engine(self) -> Engine:
+        if self._engine is None:
+            raise EngineError("the model is closed: load it again")
+        return self._engine
 
     def preprocess(self, image: Image.Image, num_crops: int | None = None) -> ImageCrops:
         """Cut an image into crops of normalised pixels.
@@ -103,7 +110,7 @@ class Model:
         """Image features, float32 [num_tokens, hidden_size]."""
         features = self._features.get(crops)
         if features is None:
-            features = self._features[crops] = self._engine.encode_image(crops)
+            features = self._features[crops] = self._open_engine().encode_image(crops)
         return features
 
     def encode_prompt(
@@ -146,7 +153,9 @@ class Model:
             check_cancelled(cancel)
             features.append(self.encode_image(crops))
         empty = np.empty((0, self.manifest.model.hidden_size), np.float32)
-        return self._engine.start(prompt.input_ids, np.concatenate([*features, empty]), cancel)
+        return self._open_engine().start(
+            prompt.input_ids, np.concatenate([*features, empty]), cancel
+        )
 
     def generate(
         self,

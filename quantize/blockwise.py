@@ -19,8 +19,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-# Rows are quantized in groups of about this many weights, so that the temporaries of one group
-# stay in the processor's cache: 3 times faster than whole matrices, and little memory.
+# Rows are quantized in groups of about this many weights, so that the temporaries of a group are
+# small and stay in the processor's cache.
 _GROUP_WEIGHTS = 2**18
 
 

@@ -87,6 +87,7 @@ def test_overwrite(compact_checkpoint: Path, tmp_path: Path) -> None:
         (["chat", "--model", "nowhere", "Hi"], 1, "not a phi_edge package"),
         (["chat", "--model", "nowhere", "--temperature", "-1", "Hi"], 2, "-1.0"),
         (["chat", "--model", "nowhere", "--image", "no.png", "Hi"], 1, "no image at no.png"),
+        (["chat", "--model", "nowhere", "--temperature", "x", "Hi"], 2, "not a valid float"),
         (["info", "nowhere"], 1, "not a phi_edge package"),
         (["export", "nowhere", "out"], 1, "no checkpoint folder at nowhere"),
     ],

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import phi_edge
-from phi_edge import PackageError, PackageNotFoundError, ProviderError, package
+from phi_edge import EngineError, PackageError, PackageNotFoundError, ProviderError, package
 
 
 def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -129,8 +129,10 @@ def test_without_onnxruntime(compact_fp32: Path, monkeypatch: pytest.MonkeyPatch
         phi_edge.load_model(compact_fp32)
 
 
-def test_closed_model_frees_its_graphs(compact_fp32: Path) -> None:
+def test_closed_model(compact_fp32: Path) -> None:
     with phi_edge.load_model(compact_fp32) as model:
-        pass
-    with pytest.raises(AttributeError):
-        model._engine.decoder  # type: ignore[attr-defined]  # noqa: B018
+        engine = model._engine
+    model.close()
+    assert not hasattr(engine, "decoder"), "the graphs are freed"
+    with pytest.raises(EngineError, match="closed"):
+        model.start(model.encode_prompt("Hi"))

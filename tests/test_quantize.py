@@ -153,6 +153,8 @@ def test_recipes() -> None:
     assert make_recipe("int4", "dml").float_dtype == "float16"
     with pytest.raises(ValueError, match="precision must be"):
         make_recipe("int3", "cpu")
+    with pytest.raises(ValueError, match="no fp32 kernel"):
+        make_recipe("fp32", "cuda")
 
 
 def test_dequantize_inverts_the_layout() -> None:
