@@ -6,7 +6,8 @@ import importlib
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,7 @@ import click
 
 from phi_edge import __version__, package
 from phi_edge.errors import PhiEdgeError
-from phi_edge.image import ImageCrops, count_tokens, open_image
+from phi_edge.image import CROP_SIZE, ImageCrops, count_tokens, open_image
 from phi_edge.model import Model, load_model
 from phi_edge.prompt import chat_text
 from phi_edge.session import PROVIDERS
@@ -80,40 +81,54 @@ def cli(*, verbose: bool) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace a package that is already at OUT.")
 def export(*, checkpoint: str, out: Path, precision: str, provider: str, overwrite: bool) -> None:
     """Convert CHECKPOINT, a folder or a Hugging Face hub name, to the package OUT."""
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
     exporter, quantizer = _tool("export"), _tool("quantize")
     source = exporter.Checkpoint(exporter.find_checkpoint(checkpoint))
-    columns = (
-        TextColumn("tensor"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=not sys.stderr.isatty(), transient=True) as bar:
-        tensors = bar.add_task("export", total=None)
-
-        def show(state: Any) -> None:
-            # The bar counts bytes, since tensors differ in size a thousandfold.
-            bar.update(tensors, completed=state.num_bytes, total=state.total_bytes)
-
+    with _progress() as progress:
         manifest = exporter.export_package(
             source,
             out,
             quantizer.make_recipe(precision, provider),
             provider=provider,
             overwrite=overwrite,
-            progress=show,
+            progress=progress,
         )
     click.echo(f"{out}: {precision} for {provider}, {manifest.size / 1e9:.2f} GB")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[Any], None]]:
+    """A bar on the terminal that shows tensors, bytes and the time left."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal, transient=True
+    ) as bar:
+        task = bar.add_task("reading", total=None)
+
+        def show(state: Any) -> None:
+            bar.update(
+                task,
+                # Bytes, since tensors differ in size a thousandfold.
+                completed=state.num_bytes,
+                total=state.total_bytes,
+                description=f"tensor {state.num_tensors + 1}/{state.total_tensors}",
+            )
+
+        yield show
 
 
 def _tool(name: str) -> ModuleType:
@@ -229,7 +244,6 @@ def info(*, model_path: Path, as_json: bool, verify: bool) -> None:
 
 def _describe(manifest: package.Manifest) -> dict[str, Any]:
     model = manifest.model
-    crop = 336
     return {
         "precision": manifest.precision,
         "provider": manifest.provider,
@@ -246,7 +260,7 @@ def _describe(manifest: package.Manifest) -> dict[str, Any]:
         "cache_bytes_per_token": model.cache_bytes_per_token,
         "num_crops": model.num_crops,
         "image_tokens": {
-            f"{rows} x {columns} crops": count_tokens((rows * crop, columns * crop))
+            f"{rows} x {columns} crops": count_tokens((rows * CROP_SIZE, columns * CROP_SIZE))
             for rows, columns in ((1, 1), (2, 2), (3, 5), (4, 4))
         },
         "source_digest": manifest.source_digest,

@@ -54,7 +54,8 @@ class Engine(Protocol):
         Args:
             input_ids: int64 [num_tokens]; negative ids are image slots.
             image_features: float32 [num_slots, hidden_size], in sequence order.
-            cancel: Setting it stops the prefill between two chunks.
+            cancel: Setting it stops this prefill, and any that the run does later, between two
+                chunks.
 
         Raises:
             PromptError: Ids are out of range, or slots and features do not match.

@@ -70,8 +70,9 @@ class OrtEngine:
     ) -> OrtRun:
         """See `Engine.start`."""
         self._check_prompt(input_ids, image_features)
-        run = OrtRun(self, input_ids, image_features.astype(self.model.io_dtype))
-        run.prefill(cancel)
+        features = image_features.astype(self.model.io_dtype, copy=False)
+        run = OrtRun(self, input_ids, features, cancel)
+        run.prefill()
         return run
 
     def _check_prompt(self, input_ids: npt.NDArray[np.int64], image_features: Features) -> None:
@@ -106,12 +107,17 @@ class OrtRun:
     """
 
     def __init__(
-        self, engine: OrtEngine, input_ids: npt.NDArray[np.int64], image_features: Any
+        self,
+        engine: OrtEngine,
+        input_ids: npt.NDArray[np.int64],
+        image_features: npt.NDArray[np.floating[Any]],
+        cancel: threading.Event | None = None,
     ) -> None:
         self._engine = engine
         self._model = engine.model
         self._ids = input_ids.tolist()
         self._image_features = image_features
+        self._cancel = cancel
         self._num_cached = 0
         self._cache_is_long = False
         self._logits_are_current = False
@@ -159,8 +165,8 @@ class OrtRun:
         logits: Logits = self._logits[0, 0].copy()
         return logits
 
-    def prefill(self, cancel: threading.Event | None = None) -> None:
-        """Run every token that is not cached, in chunks."""
+    def prefill(self) -> None:
+        """Run every token that is not cached, in chunks, between which it can be cancelled."""
         self._logits_are_current = False
         is_long = len(self._ids) > self._model.original_context_length
         if is_long != self._cache_is_long:
@@ -172,7 +178,7 @@ class OrtRun:
                 )
             self._num_cached, self._cache_is_long = 0, is_long
         while self._num_cached < len(self._ids):
-            check_cancelled(cancel)
+            check_cancelled(self._cancel)
             self._run_chunk(self._num_cached, self._num_cached + self._engine.chunk_size)
         self._logits_are_current = True
 
@@ -184,7 +190,7 @@ class OrtRun:
             self._cache.bind(self._binding)
         # A binding does not keep what it points to alive; these names do until the run is over.
         mask = np.ones((1, total), np.int64)
-        rope_length = np.array([len(self._ids)])
+        rope_length = np.array([len(self._ids)], np.int64)
         with engine_errors("running the decoder"):
             (embeds,) = self._engine.embedding.run_with_ort_values(
                 [package.INPUTS_EMBEDS],
@@ -200,7 +206,9 @@ class OrtRun:
             self._engine.decoder.run_with_iobinding(binding)
         self._num_cached = total
 
-    def _chunk_features(self, ids: npt.NDArray[np.int64], start: int) -> Any:
+    def _chunk_features(
+        self, ids: npt.NDArray[np.int64], start: int
+    ) -> npt.NDArray[np.floating[Any]]:
         """Rows of the image features that belong to a chunk which begins at `start`."""
         num_slots = int((ids < 0).sum())
         if not num_slots:

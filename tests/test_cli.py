@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,6 +78,25 @@ def test_overwrite(compact_checkpoint: Path, tmp_path: Path) -> None:
     again = phi_edge("export", compact_checkpoint, package, "--overwrite", "--precision", "fp16")
     assert again.returncode == 0
     assert "fp16 for cpu" in again.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_progress_bar(compact_checkpoint: Path, tmp_path: Path) -> None:
+    """Tensors, bytes and time left, on a terminal; nothing of it in a pipe (see above)."""
+    terminal, end = os.openpty()
+    arguments = ("export", str(compact_checkpoint), str(tmp_path / "out"))
+    command = [sys.executable, "-m", "phi_edge", *arguments]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    shown = b""
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=end, stderr=end) as process:
+        os.close(end)
+        with contextlib.suppress(OSError):  # the end of a pseudo-terminal
+            while block := os.read(terminal, 2**16):
+                shown += block
+    os.close(terminal)
+    assert process.returncode == 0
+    text = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", shown.decode())
+    assert re.search(r"tensor \d+/\d+ .* \d+\.\d/\d+\.\d MB (\d+:\d+|-:--:--)", text)
 
 
 @pytest.mark.parametrize(

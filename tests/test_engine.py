@@ -152,6 +152,15 @@ def test_cancel_between_chunks(compact_fp32: Path) -> None:
     assert len(chunks) == 3
 
 
+def test_cancel_at_the_crossing(model: phi_edge.Model) -> None:
+    """The token that passes 4,096 starts a long prefill, which can be cancelled too."""
+    cancel = threading.Event()
+    run = model.start(Prompt(random_ids(4096)), cancel)
+    cancel.set()
+    with pytest.raises(GenerationCancelled):
+        run.append(5)
+
+
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
