@@ -16,7 +16,7 @@ from typing import Any
 import onnx_ir as ir
 from tokenizers import Tokenizer
 
-from phi_edge import package
+from phi_edge import __version__, package
 from phi_edge.errors import CheckpointError, PackageError
 
 from .checkpoint import PREPROCESSOR_FILE, TOKENIZER_FILES, Checkpoint
@@ -36,7 +36,7 @@ _END_TOKENS = ("<|end|>", "<|assistant|>", "<|endoftext|>")
 # Tensors up to this size stand in the graph file, as ONNX Runtime wants shapes to.
 _INLINE_BYTES = 256
 
-_VERSIONED = ("phi-edge", "onnx-ir", "onnxscript", "numpy")
+_VERSIONED = ("onnx-ir", "onnxscript", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,7 @@ def export_package(
             model=model,
             recipe=recipe.as_dict(),
             source=source.result(),
-            versions={name: version(name) for name in _VERSIONED},
+            versions={"phi-edge": __version__, **{name: version(name) for name in _VERSIONED}},
             files=_describe(sorted(folder.iterdir())),
         )
         package.write_manifest(folder, manifest)

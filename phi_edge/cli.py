@@ -97,7 +97,7 @@ def export(*, checkpoint: str, out: Path, precision: str, provider: str, overwri
 
 @contextmanager
 def _progress() -> Iterator[Callable[[Any], None]]:
-    """A bar on the terminal that shows tensors, bytes and the time left."""
+    """A bar that shows tensors, bytes and the time left; nothing where there is no terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -108,15 +108,16 @@ def _progress() -> Iterator[Callable[[Any], None]]:
     )
 
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal, transient=True
-    ) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("reading", total=None)
 
         def show(state: Any) -> None:
