@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from phi_edge.package import ModelInfo, past_name, present_name
 from phi_edge.session import import_onnxruntime
@@ -46,9 +49,7 @@ class KeyValueCache:
         shape = (1, model.num_key_value_heads, self.capacity, model.head_size)
         for layer in range(model.num_hidden_layers):
             for part in ("key", "value"):
-                # The system gives zeroed pages only when they are written to, so capacity that
-                # is not used costs no memory.
-                array = np.zeros(shape, model.io_dtype)
+                array = _untouched_zeros(shape, model.io_dtype)
                 if num_kept:
                     array[:, :, :num_kept] = self._buffers[layer, part].numpy()[:, :, :num_kept]
                 self._buffers[layer, part] = ort.OrtValue.ortvalue_from_numpy(array, self._device)
@@ -59,3 +60,14 @@ class KeyValueCache:
         for (layer, part), buffer in self._buffers.items():
             binding.bind_ortvalue_input(past_name(layer, part), buffer)
             binding.bind_ortvalue_output(present_name(layer, part), buffer)
+
+
+def _untouched_zeros(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+    """Zeros in pages of their own, straight from the system.
+
+    Pages take memory only when they are written to, so that unused capacity is free, and go
+    back at once when the array is dropped. NumPy's own arrays, once a few large ones were
+    dropped, come from the C library's heap, which writes the zeros and keeps what is freed.
+    """
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap.mmap(-1, num_bytes), dtype).reshape(shape)

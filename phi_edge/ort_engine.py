@@ -177,6 +177,8 @@ class OrtRun:
                     "long" if is_long else "short",
                 )
             self._num_cached, self._cache_is_long = 0, is_long
+        if self._cache.reserve(len(self._ids), num_kept=self._num_cached):
+            self._cache.bind(self._binding)
         while self._num_cached < len(self._ids):
             check_cancelled(self._cancel)
             self._run_chunk(self._num_cached, self._num_cached + self._engine.chunk_size)
@@ -186,8 +188,6 @@ class OrtRun:
         """Extend the cache, which holds `start` tokens, by the next ones up to `stop`."""
         ids = np.array([self._ids[start:stop]], np.int64)
         total = start + ids.size
-        if self._cache.reserve(total, num_kept=start):
-            self._cache.bind(self._binding)
         # A binding does not keep what it points to alive; these names do until the run is over.
         mask = np.ones((1, total), np.int64)
         rope_length = np.array([len(self._ids)], np.int64)
