@@ -133,18 +133,42 @@ _MERGES = [
     ("▁", "t"), ("h", "e"), ("▁t", "he"), ("▁", "a"), ("▁", "i"), ("i", "n"), ("o", "u"),
     ("▁", "s"), ("a", "t"), ("▁", "W"), ("▁W", "h"), ("▁Wh", "at"),
 ]  # fmt: skip
-_CHAT_TOKENS = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>", "<|image|>")
+CHAT_TOKENS = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>", "<|image|>")
 _STRIP_WHAT_FOLLOWS = ("<|assistant|>", "<|image|>")
+
+
+_UNKNOWN, _BEGIN, _END = "<unk>", "<s>", "</s>"
+BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
+FIRST_TOKENS = [_UNKNOWN, _BEGIN, _END, *BYTE_TOKENS]
+
+_TOKENIZER_CONFIG = {
+    "tokenizer_class": "LlamaTokenizer",
+    "add_bos_token": True,
+    "add_eos_token": False,
+    "bos_token": _BEGIN,
+    "eos_token": "<|endoftext|>",
+    "pad_token": "<|endoftext|>",
+    "unk_token": _UNKNOWN,
+    "legacy": False,
+}
 
 
 def write_tokenizer(folder: Path) -> None:
     """Write a small tokenizer of the same kind as Phi-3.5's, with its chat tokens."""
-    unknown, begin, end = "<unk>", "<s>", "</s>"
-    pieces = [unknown, begin, end, *(f"<0x{byte:02X}>" for byte in range(256)), *_CHARACTERS]
-    pieces += ["".join(pair) for pair in _MERGES]
+    pieces = [*FIRST_TOKENS, *_CHARACTERS, *("".join(pair) for pair in _MERGES)]
     vocabulary = {piece: token_id for token_id, piece in enumerate(pieces)}
+    save_tokenizer(make_tokenizer(vocabulary, _MERGES), folder)
+
+
+def make_tokenizer(vocabulary: Mapping[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
+    """A tokenizer with Phi-3.5's rules and chat tokens, and a vocabulary of its own.
+
+    Args:
+        vocabulary: Piece -> id; `FIRST_TOKENS` first.
+        merges: Pairs of pieces, in the order in which they are merged.
+    """
     tokenizer = Tokenizer(
-        models.BPE(vocabulary, _MERGES, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+        models.BPE(dict(vocabulary), merges, unk_token=_UNKNOWN, fuse_unk=True, byte_fallback=True)
     )
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
@@ -160,24 +184,20 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.add_special_tokens(
         [
             AddedToken(token, normalized=False, rstrip=token in _STRIP_WHAT_FOLLOWS)
-            for token in (unknown, begin, end, *_CHAT_TOKENS)
+            for token in (_UNKNOWN, _BEGIN, _END, *CHAT_TOKENS)
         ]
     )
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{begin} $A", pair=f"{begin} $A {begin}:1 $B:1", special_tokens=[(begin, 1)]
+        single=f"{_BEGIN} $A", pair=f"{_BEGIN} $A {_BEGIN}:1 $B:1", special_tokens=[(_BEGIN, 1)]
     )
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write `tokenizer.json` and `tokenizer_config.json`."""
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "LlamaTokenizer",
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "bos_token": begin,
-        "eos_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
-        "unk_token": unknown,
-        "legacy": False,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+    config = json.dumps(_TOKENIZER_CONFIG, indent=2) + "\n"
+    (folder / "tokenizer_config.json").write_text(config, encoding="utf-8")
 
 
 def main() -> None:

@@ -107,10 +107,15 @@ class Model:
         )
 
     def encode_image(self, crops: ImageCrops) -> Features:
-        """Image features, float32 [num_tokens, hidden_size]."""
+        """Image features, float32 [num_tokens, hidden_size].
+
+        They are kept as long as the crops are, and cannot be written to.
+        """
         features = self._features.get(crops)
         if features is None:
-            features = self._features[crops] = self._open_engine().encode_image(crops)
+            features = self._open_engine().encode_image(crops)
+            features.setflags(write=False)
+            self._features[crops] = features
         return features
 
     def encode_prompt(
