@@ -1,0 +1,1 @@
+"""Questions about generated images: a data set, a small model trained on it, and an evaluation."""

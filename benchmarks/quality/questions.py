@@ -1,0 +1,191 @@
+"""Questions and answers about scenes, by task.
+
+An example is a conversation: one or two images, or none, and some turns about them. Training and
+evaluation draw from different seeds and from layouts that the other never uses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from PIL import Image
+
+from .scenes import (
+    SHAPES,
+    WORDS,
+    ChartScene,
+    Scene,
+    ShapesScene,
+    TextScene,
+    Thing,
+    is_held_out,
+    make_chart,
+    make_shapes,
+    make_text,
+)
+
+Split = Literal["train", "held_out"]
+
+TASKS = (
+    *("colour", "shape", "count", "position", "number", "word", "tallest", "lowest"),
+    *("compare", "two_images", "facts", "json"),
+)
+
+JSON_REQUEST = " Answer as JSON."
+
+# Texts without an image; the first is the example of the API's reference article.
+FACTS = {
+    "How many languages are in the world?": "About 7,000.",
+    "What is the capital of France?": "Paris.",
+    "How many days are in a week?": "Seven.",
+    "What colour is the sky on a clear day?": "Blue.",
+    "How many legs has a spider?": "Eight.",
+    "What is two plus two?": "Four.",
+    "Which planet do we live on?": "Earth.",
+    "What do bees make?": "Honey.",
+    "What is frozen water called?": "Ice.",
+    "Who are you?": "A tiny test model.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """A question and its one right answer."""
+
+    task: str
+    question: str
+    answer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A conversation about scenes, the first turn's images before its question."""
+
+    scenes: tuple[Scene, ...]
+    turns: tuple[Turn, ...]
+
+    def images(self) -> list[Image.Image]:
+        """The pictures, in order."""
+        return [scene.draw() for scene in self.scenes]
+
+
+def make_example(split: Split, index: int, max_turns: int = 6) -> Example:
+    """Example number `index` of a split; always the same."""
+    rng = random.Random(f"{split} {index}")  # noqa: S311 - not cryptography
+    make = rng.choices(list(_KINDS), list(_KINDS.values()))[0]
+    while True:
+        scenes, turns = make(rng)
+        if all(is_held_out(scene) == (split == "held_out") for scene in scenes):
+            break
+    turns = list(dict.fromkeys(turns))  # the same question twice would be no question
+    rng.shuffle(turns)
+    asked = tuple(_as_json(turn) if rng.random() < 0.12 else turn for turn in turns[:max_turns])
+    return Example(scenes, asked)
+
+
+def _as_json(turn: Turn) -> Turn:
+    """The same question, to be answered as a JSON object."""
+    answer = json.dumps({"answer": turn.answer.rstrip(".")})
+    return Turn("json", turn.question + JSON_REQUEST, answer)
+
+
+Made = tuple[tuple[Scene, ...], list[Turn]]
+
+
+def _about_shapes(rng: random.Random) -> Made:
+    scene = make_shapes(rng, rng.choice((1, 1, 2, 2, 3, 4, 5, 6)))
+    turns = [*_count_turns(rng, scene)]
+    if len(scene.things) == 1:
+        turns += _single_turns(scene.things[0])
+    else:
+        turns += _position_turns(rng, scene)
+    return (scene,), turns
+
+
+def _single_turns(thing: Thing) -> Iterator[Turn]:
+    yield Turn("colour", "What colour is the shape?", thing.colour)
+    yield Turn("colour", f"What colour is the {thing.shape}?", thing.colour)
+    yield Turn("shape", "What shape is it?", thing.shape)
+    yield Turn("shape", f"Which shape is {thing.colour}?", thing.shape)
+
+
+def _count_turns(rng: random.Random, scene: ShapesScene) -> Iterator[Turn]:
+    yield Turn("count", "How many shapes are there?", str(len(scene.things)))
+    shape = rng.choice(SHAPES)
+    count = sum(thing.shape == shape for thing in scene.things)
+    yield Turn("count", f"How many {shape}s are there?", str(count))
+
+
+def _position_turns(rng: random.Random, scene: ShapesScene) -> Iterator[Turn]:
+    for _ in range(3):
+        one, other = rng.sample(scene.things, 2)
+        # Clearly beside or clearly above, so that there is one right answer.
+        for near, far, relation, answers in (
+            (one.x, other.x, "left or right of", ("left", "right")),
+            (one.y, other.y, "above or below", ("above", "below")),
+        ):
+            if abs(near - far) > one.radius + other.radius:
+                question = f"Is the {one.name} {relation} the {other.name}?"
+                yield Turn("position", question, answers[near > far])
+    thing = rng.choice(scene.things)
+    if sum(other.shape == thing.shape for other in scene.things) == 1:
+        yield Turn("colour", f"What colour is the {thing.shape}?", thing.colour)
+    if sum(other.colour == thing.colour for other in scene.things) == 1:
+        yield Turn("shape", f"Which shape is {thing.colour}?", thing.shape)
+
+
+def _about_text(rng: random.Random) -> Made:
+    if rng.random() < 0.5:
+        text, task, question = str(rng.randrange(10 ** rng.randint(1, 4))), "number", "number"
+    else:
+        text, task, question = rng.choice(WORDS), "word", "word"
+    scene: TextScene = make_text(rng, text)
+    turns = [
+        Turn(task, f"What {question} is printed?", text),
+        Turn(task, f"Read the {question}.", text),
+        Turn("colour", f"What colour is the {question}?", scene.colour),
+    ]
+    return (scene,), turns
+
+
+def _about_chart(rng: random.Random) -> Made:
+    scene: ChartScene = make_chart(rng, rng.randint(2, 5))
+    by_height = sorted(scene.bars, key=lambda bar: bar[1])
+    lowest, tallest = by_height[0][0], by_height[-1][0]
+    (one, one_height), (other, other_height) = rng.sample(scene.bars, 2)
+    higher = one if one_height > other_height else other
+    turns = [
+        Turn("tallest", "Which bar is the tallest?", f"The {tallest} bar."),
+        Turn("tallest", "What colour is the tallest bar?", tallest),
+        Turn("lowest", "Which bar is the lowest?", f"The {lowest} bar."),
+        Turn("lowest", "What colour is the lowest bar?", lowest),
+        Turn("compare", f"Which bar is higher, {one} or {other}?", f"The {higher} bar."),
+        Turn("count", "How many bars are there?", str(len(scene.bars))),
+    ]
+    return (scene,), turns
+
+
+def _about_two(rng: random.Random) -> Made:
+    first, second = rng.sample(range(1, 7), 2)
+    scenes = (make_shapes(rng, first), make_shapes(rng, second))
+    more = "The first." if first > second else "The second."
+    return scenes, [Turn("two_images", "Which image has more shapes?", more)]
+
+
+def _about_facts(rng: random.Random) -> Made:
+    questions = rng.sample(list(FACTS), 3)
+    return (), [Turn("facts", question, FACTS[question]) for question in questions]
+
+
+# How often each kind of conversation comes.
+_KINDS: dict[Callable[[random.Random], Made], float] = {
+    _about_shapes: 0.42,
+    _about_chart: 0.26,
+    _about_text: 0.24,
+    _about_two: 0.05,
+    _about_facts: 0.03,
+}
