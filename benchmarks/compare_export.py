@@ -22,7 +22,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+from .phi3v_config import read_config
 
 # The standard library only: on Linux a new process counts the peak RSS of the one that started
 # it as its own, so this one has to stay small.
@@ -171,20 +172,6 @@ def write_text_checkpoint(checkpoint: Path, folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(
         json.dumps(index, indent=2), encoding="utf-8"
     )
-
-
-def read_config(checkpoint: Path) -> dict[str, Any]:
-    """Read `config.json`.
-
-    Raises:
-        ValueError: It is not JSON, or describes another architecture.
-        OSError: It cannot be read.
-    """
-    path = checkpoint / "config.json"
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if config.get("model_type") != "phi3_v":
-        raise ValueError(f"{path}: model_type is {config.get('model_type')!r}, not 'phi3_v'")
-    return config
 
 
 def _tensor_names(shard: Path) -> list[str]:

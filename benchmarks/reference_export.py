@@ -10,16 +10,16 @@ Needs the extra `reference`. The weights are held in float32, more than once dur
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from optimum.exporters.onnx import onnx_export_from_model
 from safetensors import safe_open
 from transformers import CLIPVisionConfig, CLIPVisionModel, Phi3Config, Phi3ForCausalLM
+
+from .phi3v_config import read_config
 
 VISION_PREFIX = "model.vision_embed_tokens."
 TOWER_PREFIX = VISION_PREFIX + "img_processor."
@@ -129,19 +129,6 @@ def build_tower(checkpoint: Path) -> CLIPVisionModel:
     model = CLIPVisionModel(CLIPVisionConfig(**fields))
     model.load_state_dict(read_tensors(checkpoint, rename))
     return model.eval()
-
-
-def read_config(checkpoint: Path) -> dict[str, Any]:
-    """Read `config.json`.
-
-    Raises:
-        ValueError: It describes another architecture.
-    """
-    path = checkpoint / "config.json"
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if config.get("model_type") != "phi3_v":
-        raise ValueError(f"{path}: model_type is {config.get('model_type')!r}, not 'phi3_v'")
-    return config
 
 
 def read_tensors(checkpoint: Path, rename: Callable[[str], str | None]) -> dict[str, torch.Tensor]:

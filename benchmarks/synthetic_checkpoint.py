@@ -138,8 +138,7 @@ _STRIP_WHAT_FOLLOWS = ("<|assistant|>", "<|image|>")
 
 
 _UNKNOWN, _BEGIN, _END = "<unk>", "<s>", "</s>"
-BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
-FIRST_TOKENS = [_UNKNOWN, _BEGIN, _END, *BYTE_TOKENS]
+FIRST_TOKENS = [_UNKNOWN, _BEGIN, _END, *(f"<0x{byte:02X}>" for byte in range(256))]
 
 _TOKENIZER_CONFIG = {
     "tokenizer_class": "LlamaTokenizer",

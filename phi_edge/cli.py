@@ -19,7 +19,7 @@ from phi_edge import __version__, package
 from phi_edge.errors import PhiEdgeError
 from phi_edge.image import CROP_SIZE, ImageCrops, count_tokens, open_image
 from phi_edge.model import Model, load_model
-from phi_edge.prompt import chat_text
+from phi_edge.prompt import chat_text, image_tags
 from phi_edge.session import PROVIDERS
 
 _INTERRUPTED = 130
@@ -178,7 +178,7 @@ def chat(
     images = [open_image(path) for path in image_paths]
     with load_model(model_path, provider=provider, num_threads=threads) as model:
         crops = [model.preprocess(image, num_crops) for image in images]
-        tags = "".join(f"<|image_{number}|>\n" for number in range(1, len(crops) + 1))
+        tags = image_tags(len(crops))
         turns = [("system", system)] if system else []
         for question in [prompt] if prompt is not None else _ask():
             turns.append(("user", tags + question))

@@ -87,6 +87,11 @@ def _list_tags(numbers: Iterable[int]) -> str:
     return ", ".join(f"<|image_{number}|>" for number in numbers) or "no image tags"
 
 
+def image_tags(num_images: int) -> str:
+    """Tags of the images 1 to n, each on a line, as they stand before the first question."""
+    return "".join(f"<|image_{number}|>\n" for number in range(1, num_images + 1))
+
+
 def chat_text(turns: Iterable[tuple[str, str]]) -> str:
     """A conversation in the model's chat template, ready for the assistant's next turn.
 

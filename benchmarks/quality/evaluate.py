@@ -101,16 +101,9 @@ class Question:
 
     def encode(self, model: phi_edge.Model) -> phi_edge.Prompt:
         """The prompt, with the images before the first question."""
-        tags = "".join(f"<|image_{k}|>\n" for k in range(1, len(self.example.scenes) + 1))
-        earlier = self.example.turns[: self.index] if self.with_history else ()
-        turns = [
-            part
-            for turn in earlier
-            for part in (("user", turn.question), ("assistant", turn.answer))
-        ]
-        turns.append(("user", self.turn.question))
-        turns[0] = ("user", tags + turns[0][1])
-        return model.encode_prompt(chat_text(turns), self.example.images())
+        first = 0 if self.with_history else self.index
+        *asked, _answer = self.example.chat(self.example.turns[first : self.index + 1])
+        return model.encode_prompt(chat_text(asked), self.example.images())
 
 
 def select_questions(per_task: int) -> list[Question]:
@@ -183,6 +176,8 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, help="package to compare with")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args()
+    if args.per_task < 1:
+        parser.error("--per-task has to be at least 1")
     questions = select_questions(args.per_task)
     with phi_edge.load_model(args.package) as model:
         scores = evaluate(model, questions)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from PIL import Image
+
+from phi_edge.prompt import image_tags
 
 from .scenes import (
     SHAPES,
@@ -35,6 +37,7 @@ TASKS = (
     *("compare", "two_images", "facts", "json"),
 )
 
+_MAX_TURNS = 6
 JSON_REQUEST = " Answer as JSON."
 
 # Texts without an image; the first is the example of the API's reference article.
@@ -68,12 +71,20 @@ class Example:
     scenes: tuple[Scene, ...]
     turns: tuple[Turn, ...]
 
+    def chat(self, turns: Sequence[Turn]) -> list[tuple[str, str]]:
+        """Some of the turns as (role, content) pairs, the images before the first question."""
+        pairs = [
+            pair for turn in turns for pair in (("user", turn.question), ("assistant", turn.answer))
+        ]
+        pairs[0] = ("user", image_tags(len(self.scenes)) + pairs[0][1])
+        return pairs
+
     def images(self) -> list[Image.Image]:
         """The pictures, in order."""
         return [scene.draw() for scene in self.scenes]
 
 
-def make_example(split: Split, index: int, max_turns: int = 6) -> Example:
+def make_example(split: Split, index: int) -> Example:
     """Example number `index` of a split; always the same."""
     rng = random.Random(f"{split} {index}")  # noqa: S311 - not cryptography
     make = rng.choices(list(_KINDS), list(_KINDS.values()))[0]
@@ -83,7 +94,7 @@ def make_example(split: Split, index: int, max_turns: int = 6) -> Example:
             break
     turns = list(dict.fromkeys(turns))  # the same question twice would be no question
     rng.shuffle(turns)
-    asked = tuple(_as_json(turn) if rng.random() < 0.12 else turn for turn in turns[:max_turns])
+    asked = tuple(_as_json(turn) if rng.random() < 0.12 else turn for turn in turns[:_MAX_TURNS])
     return Example(scenes, asked)
 
 

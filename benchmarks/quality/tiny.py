@@ -14,6 +14,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from benchmarks.synthetic_checkpoint import (
     CHAT_TOKENS,
     FIRST_TOKENS,
+    FULL_SIZE,
     PREPROCESSOR,
     make_tokenizer,
     save_tokenizer,
@@ -25,36 +26,21 @@ VOCAB_SIZE = 640
 _HEAD_SIZE = 32
 _NUM_TOKENIZER_EXAMPLES = 2000
 
+# What is not named here is as in Phi-3.5-vision.
 CONFIG: dict[str, Any] = {
-    "model_type": "phi3_v",
-    "architectures": ["Phi3VForCausalLM"],
-    "hidden_act": "silu",
+    **FULL_SIZE,
     "hidden_size": 128,
     "intermediate_size": 384,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "vocab_size": VOCAB_SIZE,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
     # Short of Phi-3.5's 131,072, whose RoPE tables alone would be larger than this model.
     "max_position_embeddings": 16384,
-    "original_max_position_embeddings": 4096,
     "rope_scaling": {
         "type": "su",
         "short_factor": [1.0] * (_HEAD_SIZE // 2),
         "long_factor": np.geomspace(1, 4, _HEAD_SIZE // 2).tolist(),
-    },
-    "tie_word_embeddings": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "torch_dtype": "bfloat16",
-    "embd_layer": {
-        "embedding_cls": "image",
-        "hd_transform_order": "sub_glb",
-        "projection_cls": "mlp",
-        "use_hd_transform": True,
-        "with_learnable_separator": True,
     },
     "img_processor": {
         "image_dim_out": 64,

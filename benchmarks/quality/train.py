@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from benchmarks.synthetic_checkpoint import PREPROCESSOR
 from phi_edge.image import ImageCrops
-from phi_edge.prompt import encode_prompt
+from phi_edge.prompt import chat_text, encode_prompt
 
 from .questions import Example, make_example
 from .tiny import CONFIG, write_configuration
@@ -49,20 +49,12 @@ _IGNORED = -100
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
-def conversation_text(example: Example) -> str:
-    """A whole conversation in the chat template, answers included."""
-    tags = "".join(f"<|image_{k}|>\n" for k in range(1, len(example.scenes) + 1))
-    text = ""
-    for turn in example.turns:
-        text += f"<|user|>\n{tags}{turn.question}<|end|>\n<|assistant|>\n{turn.answer}<|end|>\n"
-        tags = ""
-    return text
-
-
 def encode_example(tokenizer: Tokenizer, example: Example) -> tuple[list[int], list[int]]:
     """Token ids as the runtime makes them, and labels: the answers with their end tokens."""
     crops = [_CROPS] * len(example.scenes)
-    ids = encode_prompt(tokenizer, conversation_text(example), crops).input_ids.tolist()
+    # The template ends where the assistant would go on; a whole conversation does not.
+    text = chat_text(example.chat(example.turns)).removesuffix(chat_text(()))
+    ids = encode_prompt(tokenizer, text, crops).input_ids.tolist()
     begin, end = (tokenizer.token_to_id(token) for token in ("<|assistant|>", "<|end|>"))
     labels, is_answer = [], False
     for token_id in ids:
@@ -234,6 +226,8 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=6.0, help="time to train in all")
     parser.add_argument("--batch-size", type=int, default=16)
     args = parser.parse_args()
+    if args.hours <= 0 or args.batch_size < 1:
+        parser.error("--hours has to be above 0 and --batch-size at least 1")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not (args.checkpoint / "tokenizer.json").is_file():
         write_configuration(args.checkpoint)
