@@ -57,6 +57,7 @@ class VisionConfig:
 class Phi3VConfig:
     """Dimensions of the language model, its LongRoPE factors, and the tower."""
 
+    name: str
     hidden_size: int
     intermediate_size: int
     vocab_size: int
@@ -135,8 +136,10 @@ def _parse_config(raw: Mapping[str, Any]) -> Phi3VConfig:
         **{
             field.name: raw[field.name]
             for field in dataclasses.fields(Phi3VConfig)
-            if field.name not in ("short_factor", "long_factor", "vision")
+            if field.name not in ("name", "short_factor", "long_factor", "vision")
         },
+        # A name on the hub, or a path.
+        name=Path(raw.get("_name_or_path") or raw["model_type"]).name,
         short_factor=tuple(map(float, scaling["short_factor"])),
         long_factor=tuple(map(float, scaling["long_factor"])),
         vision=VisionConfig(

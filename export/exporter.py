@@ -101,6 +101,7 @@ def export_package(
         _write_json(folder / package.PROCESSOR_CONFIG_FILE, processor_config(model))
         manifest = package.Manifest(
             format_version=package.FORMAT_VERSION,
+            name=checkpoint.config.name,
             provider=provider,
             precision=recipe.precision,
             model=model,

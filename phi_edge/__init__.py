@@ -8,6 +8,7 @@ from phi_edge.errors import (
     ContextLengthError,
     EngineError,
     GenerationCancelled,
+    HttpResponseError,
     ImageError,
     PackageError,
     PackageNotFoundError,
@@ -15,8 +16,9 @@ from phi_edge.errors import (
     PromptError,
     ProviderError,
 )
+from phi_edge.generation import GenerationEvent
 from phi_edge.image import ImageCrops
-from phi_edge.model import GenerationEvent, Model, load_model
+from phi_edge.model import Model, load_model
 from phi_edge.prompt import Prompt
 
 __version__ = "0.1.0"
@@ -28,6 +30,7 @@ __all__ = [
     "EngineError",
     "GenerationCancelled",
     "GenerationEvent",
+    "HttpResponseError",
     "ImageCrops",
     "ImageError",
     "Model",

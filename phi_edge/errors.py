@@ -11,12 +11,18 @@ PhiEdgeError
   x ContextLengthError (ValueError)      more tokens than the model's context holds
   x GenerationCancelled                  the caller asked for the run to stop
   x EngineError (RuntimeError)           the engine failed while running a graph
+  x HttpResponseError                    a request that the API answers with an error
 
 Each subclasses the built-in that it refines, so that callers who do not know this
 package catch what they expect.
 """
 
 from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
 
 
 class PhiEdgeError(Exception):
@@ -74,3 +80,87 @@ class GenerationCancelled(PhiEdgeError):  # noqa: N818 - an outcome the caller a
 
 class EngineError(PhiEdgeError, RuntimeError):
     """ONNX Runtime failed while loading or running a graph."""
+
+
+class HttpResponseError(PhiEdgeError):
+    """A request to the chat completions API was answered with an error.
+
+    Has the attributes that callers of `azure.core.exceptions.HttpResponseError` use.
+
+    Attributes:
+        status_code: HTTP status, 400 or above.
+        message: What was wrong and what to do.
+        code: The error's name, for example "content_filter".
+        param: The request's field that is to blame, or None.
+        headers: Headers that go with the answer.
+    """
+
+    def __init__(
+        self,
+        status_code: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        detail: object = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status_code = status_code
+        self.message = message
+        self.code = code or HTTPStatus(status_code).phrase.lower().replace(" ", "_")
+        self.param = param
+        self.detail = detail
+        self.headers = dict(headers or {})
+
+    @property
+    def reason(self) -> str:
+        """The status in words."""
+        return HTTPStatus(self.status_code).phrase
+
+    @property
+    def body(self) -> dict[str, object]:
+        """The error as the API's JSON."""
+        error: dict[str, object] = {
+            "message": self.message,
+            "type": None,
+            "param": self.param,
+            "code": self.code,
+            "status": self.status_code,
+        }
+        return {"error": error} if self.detail is None else {"error": error, "detail": self.detail}
+
+    @property
+    def response(self) -> ErrorResponse:
+        """The answer as an HTTP client shows it."""
+        return ErrorResponse(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class ErrorResponse:
+    """What an HTTP client would have received with an `HttpResponseError`."""
+
+    error: HttpResponseError
+
+    @property
+    def status_code(self) -> int:
+        """HTTP status."""
+        return self.error.status_code
+
+    @property
+    def reason(self) -> str:
+        """The status in words."""
+        return self.error.reason
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Headers of the answer."""
+        return {"content-type": "application/json", **self.error.headers}
+
+    def json(self) -> dict[str, object]:
+        """The body."""
+        return self.error.body
+
+    def text(self) -> str:
+        """The body as it would be sent."""
+        return json.dumps(self.error.body)

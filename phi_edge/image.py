@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -56,21 +57,22 @@ def count_tokens(image_size: tuple[int, int]) -> int:
     return crops + separators
 
 
-def open_image(path: Path) -> Image.Image:
-    """Read an image file, turned upright as its EXIF orientation says.
+def open_image(source: Path | BinaryIO) -> Image.Image:
+    """Read an image file, or what one holds, turned upright as its EXIF orientation says.
 
     Raises:
         ImageError: The file is missing, no image, damaged, or absurdly large.
     """
+    name = str(source) if isinstance(source, Path) else "the data"
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             return ImageOps.exif_transpose(image)
     except FileNotFoundError:
-        raise ImageError(f"there is no image at {path}") from None
+        raise ImageError(f"there is no image at {name}") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{path} is not an image in a format that Pillow reads") from None
+        raise ImageError(f"{name} is not an image in a format that Pillow reads") from None
     except _DECODING_ERRORS as error:
-        raise ImageError(f"{path} cannot be decoded: {error}") from None
+        raise ImageError(f"{name} cannot be decoded: {error}") from None
 
 
 _DECODING_ERRORS = (

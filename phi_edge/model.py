@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,32 +18,15 @@ from phi_edge import package
 from phi_edge import prompt as prompts
 from phi_edge.engine import Engine, Features, Run, check_cancelled
 from phi_edge.errors import EngineError, PackageError
+from phi_edge.generation import GenerationEvent, Limits, generate_events
 from phi_edge.image import ImageCrops
 from phi_edge.ort_engine import OrtEngine
 from phi_edge.prompt import Prompt
-from phi_edge.sampling import Sampler, make_sampler
+from phi_edge.sampling import Sampler
 from phi_edge.text import Detokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-FinishReason = Literal["stop", "length"]
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerationEvent:
-    """One generated token.
-
-    Attributes:
-        token_id: The token.
-        text: Text that became certain with it; often empty, never half a character.
-        finish_reason: None until the last event; then "stop" (an end token or a stop string)
-            or "length" (`max_tokens` or the end of the context).
-    """
-
-    token_id: int
-    text: str
-    finish_reason: FinishReason | None = None
 
 
 class Model:
@@ -171,7 +152,11 @@ class Model:
         top_p: float = 1.0,
         top_k: int | None = None,
         seed: int | None = None,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         stop: str | Sequence[str] = (),
+        num_logprobs: int | None = None,
         cancel: threading.Event | None = None,
     ) -> Iterator[GenerationEvent]:
         """Generate a completion, token by token.
@@ -179,11 +164,16 @@ class Model:
         Args:
             prompt: From `encode_prompt`.
             max_tokens: Most tokens to generate; as many as the context holds when None.
-            temperature: 0 for greedy; see `make_sampler` for this and the next three.
+            temperature: 0 for greedy; see `Sampler` for this and the next six.
             top_p: Probability mass to keep.
             top_k: Most likely tokens to keep; all when None.
             seed: Makes the draws repeatable.
+            presence_penalty: Against tokens that the completion has.
+            frequency_penalty: The same, each time.
+            logit_bias: Token id -> what is added to its logit.
             stop: Texts that end the completion and are not part of it.
+            num_logprobs: Give log probabilities with each event, of the token and of this many
+                of the most likely ones.
             cancel: Setting it, from another thread, stops the run between chunks of the prompt
                 and between tokens.
 
@@ -197,39 +187,29 @@ class Model:
         """
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
-        sampler = make_sampler(temperature, top_p, top_k, seed)
+        sampler = Sampler(
+            temperature,
+            top_p,
+            top_k,
+            seed,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias,
+        )
         detokenizer = Detokenizer(self.tokenizer, (stop,) if isinstance(stop, str) else stop)
-        return self._events(
-            lambda: self.start(prompt, cancel), sampler, detokenizer, max_tokens, cancel
+        return generate_events(
+            lambda: self.start(prompt, cancel),
+            sampler,
+            detokenizer,
+            self.limits(max_tokens),
+            num_logprobs,
+            cancel,
         )
 
-    def _events(
-        self,
-        start: Callable[[], Run],
-        sampler: Sampler,
-        detokenizer: Detokenizer,
-        max_tokens: int | None,
-        cancel: threading.Event | None,
-    ) -> Iterator[GenerationEvent]:
+    def limits(self, max_tokens: int | None = None) -> Limits:
+        """What ends a completion of this model."""
         model = self.manifest.model
-        run = start()
-        logits = run.logits
-        for num_completion_tokens in itertools.count(1):
-            token_id = sampler(logits)
-            if token_id in model.eos_token_ids:
-                yield GenerationEvent(token_id, detokenizer.finish(), "stop")
-                return
-            text = detokenizer.add(token_id)
-            is_last = num_completion_tokens == max_tokens or run.num_tokens == model.context_length
-            if is_last:
-                text += detokenizer.finish()
-            if detokenizer.stopped or is_last:
-                reason: FinishReason = "stop" if detokenizer.stopped else "length"
-                yield GenerationEvent(token_id, text, reason)
-                return
-            yield GenerationEvent(token_id, text)
-            check_cancelled(cancel)
-            logits = run.append(token_id)
+        return Limits(model.eos_token_ids, model.context_length, max_tokens)
 
 
 def load_model(

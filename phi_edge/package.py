@@ -110,6 +110,7 @@ class Manifest:
     """Description of a package, stored as `phi_edge.json`.
 
     Attributes:
+        name: The checkpoint's own name for the model.
         provider: Execution provider family that the graphs were built for.
         precision: "fp32", "fp16" or "int4".
         recipe: How the weights were quantized, as the quantizer describes it.
@@ -119,6 +120,7 @@ class Manifest:
     """
 
     format_version: int
+    name: str
     provider: str
     precision: str
     model: ModelInfo

@@ -12,6 +12,17 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "▁"
 
 
+def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
+    """What a token stands for by itself; a special token's own name, nothing if there is none."""
+    piece = tokenizer.id_to_token(token_id)
+    if piece is None:
+        return b""
+    if byte := _BYTE_TOKEN.fullmatch(piece):
+        return bytes.fromhex(byte[1])
+    text: str = piece.replace(_SPACE, " ")
+    return text.encode()
+
+
 class Detokenizer:
     """Gives the text of a completion as far as it is certain.
 
@@ -53,16 +64,13 @@ class Detokenizer:
         return self._release(self._utf8.decode(b"", final=True), at_end=True)
 
     def _token_bytes(self, token_id: int) -> bytes:
-        piece = self._tokenizer.id_to_token(token_id)
-        if piece is None or token_id in self._special_ids:
+        if token_id in self._special_ids:
             return b""
-        if byte := _BYTE_TOKEN.fullmatch(piece):
-            return bytes.fromhex(byte[1])
-        text = piece.replace(_SPACE, " ")
+        content = token_bytes(self._tokenizer, token_id)
         if self._at_start:
-            text = text.removeprefix(" ")
+            content = content.removeprefix(b" ")
         self._at_start = False
-        return text.encode()
+        return content
 
     def _release(self, text: str, *, at_end: bool = False) -> str:
         if self.stopped:

@@ -13,7 +13,7 @@ import phi_edge
 from phi_edge import PromptError
 from phi_edge.image import ImageCrops
 from phi_edge.prompt import chat_text, encode_prompt
-from phi_edge.sampling import make_sampler
+from phi_edge.sampling import Sampler
 from phi_edge.text import Detokenizer
 
 from .conftest import REFERENCE_FILES
@@ -125,14 +125,14 @@ LOGITS = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
 
 
 def frequencies(parameters: dict[str, Any], count: int = 4000) -> list[float]:
-    sampler = make_sampler(seed=0, **parameters)
+    sampler = Sampler(seed=0, **parameters)
     drawn = Counter(sampler(LOGITS) for _ in range(count))
     return [drawn[token_id] / count for token_id in range(len(LOGITS))]
 
 
 def test_greedy() -> None:
-    assert make_sampler()(LOGITS) == 0
-    assert make_sampler(temperature=2, top_k=1)(LOGITS) == 0
+    assert Sampler()(LOGITS) == 0
+    assert Sampler(temperature=2, top_k=1)(LOGITS) == 0
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_sampling_distribution(parameters: dict[str, Any], expected: list[float]
 
 
 def test_seed_repeats() -> None:
-    one, two, other = (make_sampler(temperature=1, seed=seed) for seed in (1, 1, 2))
+    one, two, other = (Sampler(temperature=1, seed=seed) for seed in (1, 1, 2))
     draws = [[sampler(LOGITS) for _ in range(50)] for sampler in (one, two, other)]
     assert draws[0] == draws[1] != draws[2]
 
@@ -169,4 +169,4 @@ def test_seed_repeats() -> None:
 )
 def test_sampling_ranges(parameters: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
-        make_sampler(**parameters)
+        Sampler(**parameters)

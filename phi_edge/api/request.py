@@ -1,0 +1,314 @@
+"""The request: its fields, their ranges, and what is said when one is wrong.
+
+Sources: the Azure AI model inference API's reference for chat completions, and OpenAI's for the
+fields that only that one has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from phi_edge.errors import HttpResponseError
+
+ExtraParameters = Literal["pass-through", "drop", "error"]
+
+# What the Azure AI model inference API defines; others are its "extra parameters".
+AZURE_FIELDS = frozenset(
+    {"messages", "model", "temperature", "top_p", "max_tokens", "stop", "presence_penalty"}
+    | {"frequency_penalty", "seed", "stream", "stream_options", "response_format", "tools"}
+    | {"tool_choice"}
+)
+# Fields of OpenAI's API that change nothing here: clients send them to every model.
+IGNORED_FIELDS = frozenset(
+    {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier"}
+    | {"prompt_cache_key", "modalities"}
+)
+# Branches of the two kinds of content; they are no part of a field's name.
+_STRING, _PARTS = "content as a string", "content as parts"
+
+
+class _Fields(BaseModel):
+    """JSON types are taken as they are: "1" is no number, and true is none either."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class _Part(_Fields):
+    # Fields that other models know may come along with a part.
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+
+class TextPart(_Part):
+    """Text of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(_Part):
+    """Where an image is, and how closely to look at it."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] = "auto"
+
+
+class ImagePart(_Part):
+    """An image of a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class FunctionCall(_Part):
+    """A function that the model called; its arguments are JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(_Part):
+    """A tool that the model called."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+# With a discriminator, what is wrong with a list of parts is not hidden by its being no string.
+Content = Annotated[
+    Annotated[str, Tag(_STRING)] | Annotated[list[Part], Tag(_PARTS)],
+    Discriminator(lambda content: _STRING if isinstance(content, str) else _PARTS),
+]
+
+
+class Message(_Part):
+    """One message of the conversation.
+
+    Attributes:
+        content: Text, or parts; None where an assistant's message has tool calls alone.
+        tool_calls: What an assistant's message called.
+        tool_call_id: The call that a tool's message answers.
+    """
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Message:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("a message needs content")
+        if self.images and self.role != "user":
+            raise ValueError("only user messages can have images")
+        return self
+
+    @property
+    def parts(self) -> list[TextPart | ImagePart]:
+        """The content as parts."""
+        if isinstance(self.content, str):
+            return [TextPart(type="text", text=self.content)]
+        return self.content or []
+
+    @property
+    def images(self) -> list[ImagePart]:
+        """The parts that are images."""
+        return [part for part in self.parts if isinstance(part, ImagePart)]
+
+
+class Function(_Part):
+    """A function that the model may call; its parameters are a JSON schema."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(_Part):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(_Part):
+    """The name of a function."""
+
+    name: str
+
+
+class NamedTool(_Part):
+    """The one tool to call."""
+
+    type: Literal["function"] = "function"
+    function: FunctionName
+
+
+class JsonSchema(_Part):
+    """A schema by which the completion has to validate."""
+
+    name: str = "schema"
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Part):
+    """What the completion has to be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema goes with the type json_schema, and only with it")
+        return self
+
+
+class StreamOptions(_Part):
+    """What a stream holds besides the completion."""
+
+    include_usage: bool = False
+
+
+TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+
+
+class ChatRequest(_Fields):
+    """A chat completions request.
+
+    Attributes:
+        temperature: 0 (the default) takes the most likely token each time.
+        max_tokens: Most tokens of a choice; as many as the context holds when None.
+        logit_bias: Token id, as text, -> what is added to its logit.
+        n: Choices; they share one prefill.
+        seed: Makes draws repeatable; choice k draws with the seed plus k.
+    """
+
+    messages: list[Message] = Field(min_length=1)
+    model: str | None = None
+    temperature: float = Field(0.0, ge=0, le=2)
+    top_p: float = Field(1.0, ge=0, le=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    stop: str | list[str] | None = None
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    seed: int | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] = {}
+    n: int = Field(1, ge=1, le=128)
+    tools: list[Tool] = []
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
+        if "" in self.stop_strings:
+            raise ValueError("a stop string cannot be empty")
+        if self.tool_choice not in (None, "none", "auto") and not self.tools:
+            raise ValueError("tool_choice needs tools")
+        if isinstance(self.tool_choice, NamedTool):
+            name = self.tool_choice.function.name
+            if all(tool.function.name != name for tool in self.tools):
+                raise ValueError(f"tool_choice names {name!r}, which is not among the tools")
+        return self
+
+    @property
+    def stop_strings(self) -> list[str]:
+        """The texts that end a completion."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def token_limit(self) -> int | None:
+        """Most tokens of a choice, by either of its names."""
+        limits = (self.max_tokens, self.max_completion_tokens)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+
+def parse_request(body: object, extra_parameters: ExtraParameters = "pass-through") -> ChatRequest:
+    """Check a request body.
+
+    Args:
+        body: What the request's JSON says.
+        extra_parameters: What becomes of fields that the Azure AI model inference API does not
+            define: those known here are used ("pass-through") or dropped ("drop"), or any of
+            them is an error ("error").
+
+    Raises:
+        HttpResponseError: 400 for a field that is missing, of another type or out of range, 422
+            for one that is not supported; the message names it.
+    """
+    if not isinstance(body, Mapping):
+        raise HttpResponseError(400, "the request body has to be a JSON object")
+    fields = {name: value for name, value in body.items() if value is not None}
+    extra = sorted(set(fields) - AZURE_FIELDS)
+    if extra_parameters == "drop":
+        fields = {name: fields[name] for name in fields.keys() & AZURE_FIELDS}
+    else:
+        known = ChatRequest.model_fields.keys() | IGNORED_FIELDS
+        unknown = [name for name in extra if extra_parameters == "error" or name not in known]
+        if unknown:
+            raise _not_supported(unknown, fields)
+        fields = {name: fields[name] for name in fields.keys() - IGNORED_FIELDS}
+    try:
+        return ChatRequest.model_validate(fields)
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def _not_supported(names: list[str], fields: Mapping[str, Any]) -> HttpResponseError:
+    return HttpResponseError(
+        422,
+        f"this model does not take the parameter {', '.join(names)}; with the header "
+        "`extra-parameters: drop` such parameters are left out",
+        code="parameter_not_supported",
+        param=names[0],
+        detail=[{"loc": ["body", name], "input": fields[name]} for name in names],
+    )
+
+
+def _invalid(error: ValidationError) -> HttpResponseError:
+    problems = {
+        _name_field(problem["loc"]): problem["msg"].removeprefix("Value error, ")
+        for problem in error.errors(include_url=False)
+    }
+    return HttpResponseError(
+        400,
+        "; ".join(f"{name}: {text}" if name else text for name, text in problems.items()),
+        code="invalid_request",
+        param=next(iter(problems)) or None,
+    )
+
+
+def _name_field(location: tuple[int | str, ...]) -> str:
+    """A field's place as one would write it, `messages[0].content[1].image_url.url`."""
+    name, last = "", None
+    for step in location:
+        # A part's type stands before its fields.
+        if step in (_STRING, _PARTS, "str", "list[str]") or (
+            isinstance(last, int) and step in ("text", "image_url")
+        ):
+            last = None
+            continue
+        name += f"[{step}]" if isinstance(step, int) else f".{step}"
+        last = step
+    return name.removeprefix(".")
