@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +26,11 @@ from benchmarks.quality.evaluate import (
     select_questions,
 )
 from benchmarks.quality.questions import TASKS, Turn, make_example
-from benchmarks.quality.scenes import COLOURS, ChartScene, ShapesScene, is_held_out
+from benchmarks.quality.scenes import COLOURS, ChartScene, ShapesScene, draw, is_held_out
 from benchmarks.quality.tiny import write_configuration
+
+if TYPE_CHECKING:
+    from benchmarks.quality.train import Batch
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -63,14 +68,14 @@ def test_answers_are_those_of_the_picture() -> None:
         if len(example.scenes) != 1:
             continue
         (scene,) = example.scenes
-        pixels = np.asarray(scene.draw())
+        pixels = np.asarray(draw(scene))
         for turn in example.turns:
             if turn.task == "tallest" and isinstance(scene, ChartScene):
-                counts = {colour: _highest_row(pixels, colour) for colour, _ in scene.bars}
-                assert min(counts, key=lambda colour: counts[colour]) in turn.answer
+                tops = {bar.colour: _highest_row(pixels, bar.colour) for bar in scene.parts}
+                assert min(tops, key=lambda colour: tops[colour]) in turn.answer
                 checked += 1
             elif turn.task == "position" and isinstance(scene, ShapesScene):
-                names = [thing.name for thing in scene.things if thing.name in turn.question]
+                names = [thing.name for thing in scene.parts if thing.name in turn.question]
                 names.sort(key=turn.question.index)
                 one, other = (_centre(scene, pixels, name) for name in names)
                 expected = (
@@ -94,7 +99,7 @@ def _highest_row(pixels: Pixels, colour: str) -> int:
 
 def _centre(scene: ShapesScene, pixels: Pixels, name: str) -> tuple[float, float]:
     """Centre of a shape's pixels, near where the scene says that it stands."""
-    thing = next(thing for thing in scene.things if thing.name == name)
+    thing = next(thing for thing in scene.parts if thing.name == name)
     rows, columns = np.nonzero(_mask(pixels, thing.colour))
     near = np.hypot(columns - thing.x, rows - thing.y) <= thing.radius + 1
     return float(columns[near].mean()), float(rows[near].mean())
@@ -178,7 +183,7 @@ def test_tiny_configuration(tmp_path: Path) -> None:
 def test_the_trained_model_is_the_one_that_runs(tmp_path: Path) -> None:
     """Torch gives the logits of the exported package, for text and for images."""
     torch = pytest.importorskip("torch")
-    from benchmarks.quality.train import Batches, Training
+    from benchmarks.quality.train import Batches, Phase, Training
     from export import Checkpoint, export_package
     from quantize import make_recipe
 
@@ -191,15 +196,27 @@ def test_the_trained_model_is_the_one_that_runs(tmp_path: Path) -> None:
     )
     resumed = Training(tmp_path / "checkpoint")
     # The package has bfloat16 weights, so the comparison uses the same.
-    state = {name: t.to(torch.bfloat16).float() for name, t in resumed.model.state_dict().items()}
-    resumed.model.load_state_dict(state)
+    phi3v = resumed.trainee.phi3v
+    state = {name: t.to(torch.bfloat16).float() for name, t in phi3v.state_dict().items()}
+    phi3v.load_state_dict(state)
 
-    examples = [make_example("train", number) for number in range(12)]
-    batches = Batches(tmp_path / "checkpoint", 0, 1)
+    batches = Batches(tmp_path / "checkpoint", 0, Phase(1, batch_size=1, vision_only=False))
     with phi_edge.load_model(tmp_path / "package") as model, torch.no_grad():
-        for example in examples:
-            ids, _, images = batches.make_batch([example])
-            expected = resumed.model.lm_head(resumed.model(ids, images))[0, -1].numpy()
+        for number in range(12):
+            example = make_example("train", number)
+            batch = batches.make_batch(range(number, number + 1))
+            patches = phi3v.model["vision_embed_tokens"].encode(batch.images)
+            hidden = phi3v(batch.ids, batch.positions, batch.segments, patches)
+            expected = phi3v.lm_head(hidden)[0].numpy()
             crops = tuple(model.preprocess(image) for image in example.images())
-            run = model.start(phi_edge.Prompt(ids[0].numpy(), crops))
-            np.testing.assert_allclose(run.logits, expected, rtol=0, atol=1e-4)
+            for ids, last in _asked_alone(batch):
+                run = model.start(phi_edge.Prompt(ids, crops))
+                np.testing.assert_allclose(run.logits, expected[last], rtol=0, atol=1e-4)
+
+
+def _asked_alone(batch: Batch) -> Iterator[tuple[npt.NDArray[np.int64], int]]:
+    """Each turn of a batch of one example: what it sees, and where its last token is."""
+    ids, segments = batch.ids[0].numpy(), batch.segments[0].numpy()
+    for segment in dict.fromkeys(segments[segments > 0].tolist()) or [0]:
+        seen = (segments == 0) | (segments == segment)
+        yield ids[seen], int(np.flatnonzero(segments == segment)[-1])

@@ -7,6 +7,7 @@ evaluation draw from different seeds and from layouts that the other never uses.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from .scenes import (
     ShapesScene,
     TextScene,
     Thing,
+    draw,
     is_held_out,
     make_chart,
     make_shapes,
@@ -34,10 +36,10 @@ Split = Literal["train", "held_out"]
 
 TASKS = (
     *("colour", "shape", "count", "position", "number", "word", "tallest", "lowest"),
-    *("compare", "two_images", "facts", "json"),
+    *("compare", "describe", "two_images", "facts", "json"),
 )
 
-_MAX_TURNS = 6
+_MAX_TURNS = 12
 JSON_REQUEST = " Answer as JSON."
 
 # Texts without an image; the first is the example of the API's reference article.
@@ -81,7 +83,7 @@ class Example:
 
     def images(self) -> list[Image.Image]:
         """The pictures, in order."""
-        return [scene.draw() for scene in self.scenes]
+        return [draw(scene) for scene in self.scenes]
 
 
 def make_example(split: Split, index: int) -> Example:
@@ -109,9 +111,9 @@ Made = tuple[tuple[Scene, ...], list[Turn]]
 
 def _about_shapes(rng: random.Random) -> Made:
     scene = make_shapes(rng, rng.choice((1, 1, 2, 2, 3, 4, 5, 6)))
-    turns = [*_count_turns(rng, scene)]
-    if len(scene.things) == 1:
-        turns += _single_turns(scene.things[0])
+    turns = [*_count_turns(rng, scene), *_describe_turns(scene)]
+    if len(scene.parts) == 1:
+        turns += _single_turns(scene.parts[0])
     else:
         turns += _position_turns(rng, scene)
     return (scene,), turns
@@ -119,21 +121,30 @@ def _about_shapes(rng: random.Random) -> Made:
 
 def _single_turns(thing: Thing) -> Iterator[Turn]:
     yield Turn("colour", "What colour is the shape?", thing.colour)
-    yield Turn("colour", f"What colour is the {thing.shape}?", thing.colour)
-    yield Turn("shape", "What shape is it?", thing.shape)
-    yield Turn("shape", f"Which shape is {thing.colour}?", thing.shape)
+    yield Turn("colour", f"What colour is the {thing.kind}?", thing.colour)
+    yield Turn("shape", "What shape is it?", thing.kind)
+    yield Turn("shape", f"Which shape is {thing.colour}?", thing.kind)
 
 
 def _count_turns(rng: random.Random, scene: ShapesScene) -> Iterator[Turn]:
-    yield Turn("count", "How many shapes are there?", str(len(scene.things)))
-    shape = rng.choice(SHAPES)
-    count = sum(thing.shape == shape for thing in scene.things)
-    yield Turn("count", f"How many {shape}s are there?", str(count))
+    yield Turn("count", "How many shapes are there?", str(len(scene.parts)))
+    for shape in rng.sample(SHAPES, 2):
+        count = sum(thing.kind == shape for thing in scene.parts)
+        yield Turn("count", f"How many {shape}s are there?", str(count))
+
+
+def _describe_turns(scene: ShapesScene) -> Iterator[Turn]:
+    """Up to three shapes from left to right."""
+    things = sorted(scene.parts, key=lambda thing: thing.x)
+    if len(things) <= 3 and all(one.x + 12 < other.x for one, other in itertools.pairwise(things)):
+        *names, last = (f"a {thing.name}" for thing in things)
+        answer = f"{', '.join(names)} and {last}." if names else f"{last}."
+        yield Turn("describe", "Describe the image.", answer.replace("a o", "an o").capitalize())
 
 
 def _position_turns(rng: random.Random, scene: ShapesScene) -> Iterator[Turn]:
-    for _ in range(3):
-        one, other = rng.sample(scene.things, 2)
+    for _ in range(4):
+        one, other = rng.sample(scene.parts, 2)
         # Clearly beside or clearly above, so that there is one right answer.
         for near, far, relation, answers in (
             (one.x, other.x, "left or right of", ("left", "right")),
@@ -142,11 +153,11 @@ def _position_turns(rng: random.Random, scene: ShapesScene) -> Iterator[Turn]:
             if abs(near - far) > one.radius + other.radius:
                 question = f"Is the {one.name} {relation} the {other.name}?"
                 yield Turn("position", question, answers[near > far])
-    thing = rng.choice(scene.things)
-    if sum(other.shape == thing.shape for other in scene.things) == 1:
-        yield Turn("colour", f"What colour is the {thing.shape}?", thing.colour)
-    if sum(other.colour == thing.colour for other in scene.things) == 1:
-        yield Turn("shape", f"Which shape is {thing.colour}?", thing.shape)
+    for thing in rng.sample(scene.parts, 2):
+        if sum(other.kind == thing.kind for other in scene.parts) == 1:
+            yield Turn("colour", f"What colour is the {thing.kind}?", thing.colour)
+        if sum(other.colour == thing.colour for other in scene.parts) == 1:
+            yield Turn("shape", f"Which shape is {thing.colour}?", thing.kind)
 
 
 def _about_text(rng: random.Random) -> Made:
@@ -158,25 +169,30 @@ def _about_text(rng: random.Random) -> Made:
     turns = [
         Turn(task, f"What {question} is printed?", text),
         Turn(task, f"Read the {question}.", text),
-        Turn("colour", f"What colour is the {question}?", scene.colour),
+        Turn("colour", f"What colour is the {question}?", scene.parts[0].colour),
+        Turn("describe", "Describe the image.", f"The {question} {text}."),
     ]
     return (scene,), turns
 
 
 def _about_chart(rng: random.Random) -> Made:
     scene: ChartScene = make_chart(rng, rng.randint(2, 5))
-    by_height = sorted(scene.bars, key=lambda bar: bar[1])
-    lowest, tallest = by_height[0][0], by_height[-1][0]
-    (one, one_height), (other, other_height) = rng.sample(scene.bars, 2)
-    higher = one if one_height > other_height else other
+    by_height = sorted(scene.parts, key=lambda bar: bar.height)
+    lowest, tallest = by_height[0].colour, by_height[-1].colour
     turns = [
         Turn("tallest", "Which bar is the tallest?", f"The {tallest} bar."),
         Turn("tallest", "What colour is the tallest bar?", tallest),
         Turn("lowest", "Which bar is the lowest?", f"The {lowest} bar."),
         Turn("lowest", "What colour is the lowest bar?", lowest),
-        Turn("compare", f"Which bar is higher, {one} or {other}?", f"The {higher} bar."),
-        Turn("count", "How many bars are there?", str(len(scene.bars))),
+        Turn("count", "How many bars are there?", str(len(scene.parts))),
     ]
+    for _ in range(3):
+        one, other = rng.sample(scene.parts, 2)
+        higher = max(one, other, key=lambda bar: bar.height)
+        question = f"Which bar is higher, {one.colour} or {other.colour}?"
+        turns.append(Turn("compare", question, f"The {higher.colour} bar."))
+    colours = ", ".join(bar.colour for bar in scene.parts)
+    turns.append(Turn("describe", "Describe the image.", f"Bars: {colours}."))
     return (scene,), turns
 
 

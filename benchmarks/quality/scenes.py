@@ -7,14 +7,23 @@ pictures everywhere. Images are square, 336 pixels: one crop.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import random
+import string
 import zlib
+from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 SIZE = 336
+PATCH = 14
+
+Colour = tuple[int, int, int]
+Fill = Colour | int
 
 COLOURS = {
     "red": (220, 40, 40),
@@ -27,6 +36,8 @@ COLOURS = {
     "pink": (245, 150, 190),
 }
 SHAPES = ("circle", "square", "triangle", "star")
+KINDS = (*SHAPES, "bar", *string.digits, *string.ascii_lowercase)
+_AXIS = (60, 60, 60)
 WORDS = [
     *("apple", "bird", "boat", "book", "cake", "chair", "cloud", "cold", "dog", "door", "fire"),
     *("fish", "gold", "hand", "house", "ice", "key", "lamp", "leaf", "milk", "moon", "park"),
@@ -38,15 +49,94 @@ _LAYOUT_CELL = 24
 _NUM_LAYOUT_GROUPS = 10
 
 
+class Part(Protocol):
+    """A coloured piece of a scene: a shape, a bar or a character."""
+
+    @property
+    def colour(self) -> str:
+        """Its colour's name."""
+
+    @property
+    def kind(self) -> str:
+        """What it is, one of `KINDS`."""
+
+    @property
+    def anchor(self) -> tuple[int, int]:
+        """The pixel that says where it is."""
+
+    def draw(self, canvas: ImageDraw.ImageDraw, fill: Fill) -> None:
+        """Draw it."""
+
+    def cover(self, canvas: ImageDraw.ImageDraw, fill: int) -> None:
+        """Fill the area that belongs to it."""
+
+
 class Scene(Protocol):
     """Something to ask questions about."""
 
-    def draw(self) -> Image.Image:
-        """The picture, RGB, 336 x 336."""
+    @property
+    def parts(self) -> Sequence[Part]:
+        """What stands in it."""
+
+    @property
+    def background(self) -> Colour:
+        """What it stands on."""
 
     @property
     def layout(self) -> str:
         """Where things stand, without what they are."""
+
+
+def draw(scene: Scene) -> Image.Image:
+    """The picture, RGB, 336 x 336."""
+    image = Image.new("RGB", (SIZE, SIZE), scene.background)
+    canvas = ImageDraw.Draw(image)
+    for part in scene.parts:
+        part.draw(canvas, COLOURS[part.colour])
+    return image
+
+
+# What is said of each patch, and how many values it can have; 0 is for nothing.
+PATCH_LABELS = {
+    "colour": 1 + len(COLOURS),
+    "kind": 1 + len(KINDS),
+    "order": 7,  # the part's place from left to right
+    "rank": 7,  # its place from top to bottom
+    "count": 7,  # how many parts the scene has
+    "anchor": 2,  # whether the part's anchor is here
+}
+
+
+def label_patches(scene: Scene) -> npt.NDArray[np.int64]:
+    """What each patch of the picture shows, by the part that covers its middle.
+
+    Returns:
+        int64 [labels, 576], a row for each of `PATCH_LABELS`.
+    """
+    parts = scene.parts
+    numbers = Image.new("L", (SIZE, SIZE))
+    canvas = ImageDraw.Draw(numbers)
+    for number, part in enumerate(parts, 1):
+        part.cover(canvas, number)
+    shown = np.asarray(numbers)[PATCH // 2 :: PATCH, PATCH // 2 :: PATCH]
+    by_x = sorted(part.anchor for part in parts)
+    by_y = sorted(part.anchor[::-1] for part in parts)
+    rows = [
+        (
+            1 + list(COLOURS).index(part.colour),
+            1 + KINDS.index(part.kind),
+            1 + by_x.index(part.anchor),
+            1 + by_y.index(part.anchor[::-1]),
+            len(parts),
+            0,
+        )
+        for part in parts
+    ]
+    labels: npt.NDArray[np.int64] = np.array([(0,) * len(PATCH_LABELS), *rows]).T[:, shown]
+    for part in parts:
+        x, y = (min(max(at // PATCH, 0), SIZE // PATCH - 1) for at in part.anchor)
+        labels[-1, y, x] = 1
+    return labels.reshape(len(PATCH_LABELS), -1)
 
 
 def is_held_out(scene: Scene) -> bool:
@@ -59,7 +149,7 @@ class Thing:
     """A coloured shape; its centre and half its size in pixels."""
 
     colour: str
-    shape: str
+    kind: str
     x: int
     y: int
     radius: int
@@ -67,19 +157,26 @@ class Thing:
     @property
     def name(self) -> str:
         """For example "red circle"."""
-        return f"{self.colour} {self.shape}"
+        return f"{self.colour} {self.kind}"
 
-    def draw(self, canvas: ImageDraw.ImageDraw) -> None:
-        """Draw it."""
-        x, y, r, fill = self.x, self.y, self.radius, COLOURS[self.colour]
-        if self.shape == "circle":
+    @property
+    def anchor(self) -> tuple[int, int]:
+        """See `Part.anchor`."""
+        return (self.x, self.y)
+
+    def draw(self, canvas: ImageDraw.ImageDraw, fill: Fill) -> None:
+        """See `Part.draw`."""
+        x, y, r = self.x, self.y, self.radius
+        if self.kind == "circle":
             canvas.ellipse((x - r, y - r, x + r, y + r), fill)
-        elif self.shape == "square":
+        elif self.kind == "square":
             side = round(r * 0.88)
             canvas.rectangle((x - side, y - side, x + side, y + side), fill)
         else:
-            num_points, inner = (3, 1.0) if self.shape == "triangle" else (5, 0.42)
+            num_points, inner = (3, 1.0) if self.kind == "triangle" else (5, 0.42)
             canvas.polygon(_star(x, y, r, num_points, inner), fill)
+
+    cover = draw
 
 
 def _star(x: int, y: int, radius: int, num_points: int, inner: float) -> list[tuple[float, float]]:
@@ -95,24 +192,79 @@ def _star(x: int, y: int, radius: int, num_points: int, inner: float) -> list[tu
 
 
 @dataclasses.dataclass(frozen=True)
+class Bar:
+    """A bar of a chart; left, bottom, width and height in pixels."""
+
+    colour: str
+    x: int
+    bottom: int
+    width: int
+    height: int
+    kind: str = "bar"
+
+    @property
+    def anchor(self) -> tuple[int, int]:
+        """The middle of its top."""
+        return (self.x + self.width // 2, self.bottom - self.height)
+
+    def draw(self, canvas: ImageDraw.ImageDraw, fill: Fill) -> None:
+        """See `Part.draw`."""
+        self.cover(canvas, fill)
+        axis = (self.x - self.width // 4, self.bottom, self.x + self.width * 5 // 4, self.bottom)
+        canvas.line(axis, _AXIS, 2)
+
+    def cover(self, canvas: ImageDraw.ImageDraw, fill: Fill) -> None:
+        """See `Part.cover`."""
+        top = self.bottom - self.height
+        canvas.rectangle((self.x, top, self.x + self.width, self.bottom), fill)
+
+
+@dataclasses.dataclass(frozen=True)
+class Glyph:
+    """A printed character; the left end of its base line, in pixels."""
+
+    colour: str
+    kind: str
+    x: int
+    y: int
+    font_size: int
+
+    @property
+    def width(self) -> int:
+        """How far the next character is, in pixels."""
+        return round(_font(self.font_size).getlength(self.kind))
+
+    @property
+    def anchor(self) -> tuple[int, int]:
+        """Its middle."""
+        return (self.x + self.width // 2, self.y - self.font_size // 3)
+
+    def draw(self, canvas: ImageDraw.ImageDraw, fill: Fill) -> None:
+        """See `Part.draw`."""
+        canvas.text((self.x, self.y), self.kind, fill, _font(self.font_size), anchor="ls")
+
+    def cover(self, canvas: ImageDraw.ImageDraw, fill: int) -> None:
+        """See `Part.cover`."""
+        top = self.y - round(0.75 * self.font_size)
+        canvas.rectangle((self.x, top, self.x + self.width - 1, self.y), fill)
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+@dataclasses.dataclass(frozen=True)
 class ShapesScene:
     """One to six shapes that do not touch; no two have the same colour and shape."""
 
-    things: tuple[Thing, ...]
-    background: tuple[int, int, int]
-
-    def draw(self) -> Image.Image:
-        """See `Scene.draw`."""
-        image = Image.new("RGB", (SIZE, SIZE), self.background)
-        canvas = ImageDraw.Draw(image)
-        for thing in self.things:
-            thing.draw(canvas)
-        return image
+    parts: tuple[Thing, ...]
+    background: Colour
 
     @property
     def layout(self) -> str:
         """See `Scene.layout`."""
-        cells = sorted((thing.x // _LAYOUT_CELL, thing.y // _LAYOUT_CELL) for thing in self.things)
+        cells = sorted((thing.x // _LAYOUT_CELL, thing.y // _LAYOUT_CELL) for thing in self.parts)
         return f"shapes {cells}"
 
 
@@ -120,55 +272,34 @@ class ShapesScene:
 class TextScene:
     """A word or a number, printed somewhere."""
 
-    text: str
-    x: int
-    y: int
-    font_size: int
-    colour: str
-    background: tuple[int, int, int]
+    parts: tuple[Glyph, ...]
+    background: Colour
 
-    def draw(self) -> Image.Image:
-        """See `Scene.draw`."""
-        image = Image.new("RGB", (SIZE, SIZE), self.background)
-        font = ImageFont.load_default(self.font_size)
-        canvas = ImageDraw.Draw(image)
-        canvas.text((self.x, self.y), self.text, COLOURS[self.colour], font, anchor="mm")
-        return image
+    @property
+    def text(self) -> str:
+        """What is printed."""
+        return "".join(glyph.kind for glyph in self.parts)
 
     @property
     def layout(self) -> str:
         """See `Scene.layout`."""
-        return f"text {self.x // _LAYOUT_CELL} {self.y // _LAYOUT_CELL} {self.font_size // 8}"
+        first = self.parts[0]
+        return f"text {first.x // _LAYOUT_CELL} {first.y // _LAYOUT_CELL} {first.font_size // 8}"
 
 
 @dataclasses.dataclass(frozen=True)
 class ChartScene:
-    """A bar chart: a colour and a height in pixels for each bar, left to right."""
+    """A bar chart."""
 
-    bars: tuple[tuple[str, int], ...]
-    left: int
-    bottom: int
-    bar_width: int
-    background: tuple[int, int, int]
-
-    def draw(self) -> Image.Image:
-        """See `Scene.draw`."""
-        image = Image.new("RGB", (SIZE, SIZE), self.background)
-        canvas = ImageDraw.Draw(image)
-        pitch = self.bar_width * 3 // 2
-        for number, (colour, height) in enumerate(self.bars):
-            x = self.left + number * pitch
-            box = (x, self.bottom - height, x + self.bar_width, self.bottom)
-            canvas.rectangle(box, COLOURS[colour])
-        right = self.left + len(self.bars) * pitch
-        canvas.line((self.left - 8, self.bottom + 1, right, self.bottom + 1), (60, 60, 60), 2)
-        return image
+    parts: tuple[Bar, ...]
+    background: Colour
 
     @property
     def layout(self) -> str:
         """See `Scene.layout`."""
-        heights = [height // _LAYOUT_CELL for _, height in self.bars]
-        return f"chart {self.left // 12} {self.bottom // 12} {heights}"
+        first = self.parts[0]
+        heights = [bar.height // _LAYOUT_CELL for bar in self.parts]
+        return f"chart {first.x // 12} {first.bottom // 12} {heights}"
 
 
 def make_shapes(rng: random.Random, num_things: int) -> ShapesScene:
@@ -191,31 +322,31 @@ def make_text(rng: random.Random, text: str) -> TextScene:
     """A text at a random place and in a size that fits."""
     largest = min(120, int(SIZE * 0.85 / (0.62 * len(text))))
     font_size = rng.randint(min(44, largest), largest)
-    half_width, half_height = int(0.31 * font_size * len(text)) + 6, font_size // 2 + 6
-    return TextScene(
-        text,
-        rng.randint(half_width, SIZE - half_width),
-        rng.randint(half_height, SIZE - half_height),
-        font_size,
-        rng.choice([colour for colour in COLOURS if colour != "yellow"]),
-        _make_background(rng),
-    )
+    colour = rng.choice([colour for colour in COLOURS if colour != "yellow"])
+    width = sum(Glyph(colour, character, 0, 0, font_size).width for character in text)
+    x = rng.randint(6, SIZE - width - 6)
+    y = rng.randint(round(0.85 * font_size), SIZE - round(0.3 * font_size))
+    glyphs: list[Glyph] = []
+    for character in text:
+        glyphs.append(Glyph(colour, character, x, y, font_size))
+        x += glyphs[-1].width
+    return TextScene(tuple(glyphs), _make_background(rng))
 
 
 def make_chart(rng: random.Random, num_bars: int) -> ChartScene:
     """Bars whose heights differ visibly."""
     levels = rng.sample(range(1, 12), num_bars)
     unit = rng.randint(18, 24)
-    bar_width = rng.randint(26, 36)
-    width = num_bars * bar_width * 3 // 2
+    width = rng.randint(26, 36)
+    pitch = width * 3 // 2
+    left = rng.randint(16, SIZE - num_bars * pitch - 8)
+    bottom = rng.randint(290, 322)
     colours = rng.sample(list(COLOURS), num_bars)
-    return ChartScene(
-        tuple((colour, level * unit) for colour, level in zip(colours, levels, strict=True)),
-        rng.randint(16, SIZE - width - 8),
-        rng.randint(290, 322),
-        bar_width,
-        _make_background(rng),
+    bars = (
+        Bar(colour, left + number * pitch, bottom, width, level * unit)
+        for number, (colour, level) in enumerate(zip(colours, levels, strict=True))
     )
+    return ChartScene(tuple(bars), _make_background(rng))
 
 
 def _make_background(rng: random.Random) -> tuple[int, int, int]:

@@ -29,9 +29,10 @@ _NUM_TOKENIZER_EXAMPLES = 2000
 # What is not named here is as in Phi-3.5-vision.
 CONFIG: dict[str, Any] = {
     **FULL_SIZE,
+    "_name_or_path": "phi-edge-tiny",
     "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 4,
+    "intermediate_size": 256,
+    "num_hidden_layers": 6,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "vocab_size": VOCAB_SIZE,
@@ -53,8 +54,8 @@ CONFIG: dict[str, Any] = {
             "image_size": 336,
             "intermediate_size": 192,
             "layer_norm_eps": 1e-5,
-            "num_attention_heads": 2,
-            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 5,
             "patch_size": 14,
         },
     },

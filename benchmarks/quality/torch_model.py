@@ -16,6 +16,8 @@ from torch.nn import functional as f
 
 # Needs the extra `train`.
 
+Rotation = tuple[Tensor, Tensor]
+
 
 class ClipAttention(nn.Module):
     """Self-attention of the tower."""
@@ -109,10 +111,14 @@ class ImageEmbedding(nn.Module):
             nn.Linear(merged, hidden), nn.GELU(), nn.Linear(hidden, hidden)
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """[images, 3, 336, 336] -> [images, 313, hidden]."""
-        patches = self.img_processor["vision_model"](images)
-        count, side = len(images), self.side
+    def encode(self, images: Tensor) -> Tensor:
+        """[images, 3, 336, 336] -> the tower's [images, 576, width]."""
+        patches: Tensor = self.img_processor["vision_model"](images)
+        return patches
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """[images, 576, width] -> [images, 313, hidden]."""
+        count, side = len(patches), self.side
         squares = patches.view(count, side, 2, side, 2, -1).permute(0, 1, 3, 2, 4, 5)
         merged = squares.reshape(count, side, side, -1)
         row_ends = self.sub_GN.expand(count, side, 1, -1)
@@ -136,7 +142,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions."""
+    """Self-attention with rotary positions."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -145,14 +151,14 @@ class Attention(nn.Module):
         self.qkv_proj = nn.Linear(hidden, 3 * hidden, bias=False)
         self.o_proj = nn.Linear(hidden, hidden, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, visible: Tensor) -> Tensor:
         """[batch, tokens, hidden] -> the same."""
         query, key, value = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for part in self.qkv_proj(x).chunk(3, -1)
         )
-        query, key = (_rotate(part, cos, sin) for part in (query, key))
-        attended = f.scaled_dot_product_attention(query, key, value, is_causal=True)
+        query, key = (_rotate(part, *rotation) for part in (query, key))
+        attended = f.scaled_dot_product_attention(query, key, value, visible)
         return self.o_proj(attended.transpose(1, 2).flatten(2))
 
 
@@ -187,9 +193,9 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(hidden, epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, visible: Tensor) -> Tensor:
         """[batch, tokens, hidden] -> the same."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        x = x + self.self_attn(self.input_layernorm(x), rotation, visible)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -212,33 +218,39 @@ class Phi3V(nn.Module):
         self.lm_head = nn.Linear(hidden, config["vocab_size"], bias=False)
         self.apply(_initialise)
 
-    def forward(self, input_ids: Tensor, images: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, segments: Tensor, patches: Tensor
+    ) -> Tensor:
         """Hidden states after the last norm.
 
         Args:
             input_ids: int64 [batch, tokens]; negative ids are image slots.
-            images: float32 [images, 3, 336, 336], in the order of the slots.
+            positions: int64 [batch, tokens], for the rotary embedding.
+            segments: int64 [batch, tokens]. A token sees those before it of its own segment and
+                of segment 0.
+            patches: float32 [images, 576, width], the tower's output, in the order of the slots.
 
         Returns:
             float32 [batch, tokens, hidden].
         """
         x = self.model["embed_tokens"](input_ids.clamp(min=0))
-        if len(images):
-            features = self.model["vision_embed_tokens"](images).flatten(0, 1)
+        if len(patches):
+            features = self.model["vision_embed_tokens"](patches).flatten(0, 1)
             x = x.masked_scatter((input_ids < 0).unsqueeze(-1), features)
-        cos, sin = self._rotation(input_ids.shape[1])
+        of_segment = segments[:, None, :] == segments[:, :, None]
+        visible = (of_segment | (segments[:, None, :] == 0)).tril().unsqueeze(1)
+        rotation = self._rotation(positions)
         for layer in self.model["layers"]:
-            x = layer(x, cos, sin)
+            x = layer(x, rotation, visible)
         return self.model["norm"](x)
 
-    def _rotation(self, num_tokens: int) -> tuple[Tensor, Tensor]:
+    def _rotation(self, positions: Tensor) -> Rotation:
         config = self.config
         head_size = config["hidden_size"] // config["num_attention_heads"]
         factors = torch.tensor(config["rope_scaling"]["short_factor"])
         exponents = torch.arange(0, head_size, 2) / head_size
-        angles = torch.outer(
-            torch.arange(num_tokens).float(), 1 / (factors * config["rope_theta"] ** exponents)
-        )
+        frequencies = 1 / (factors * config["rope_theta"] ** exponents)
+        angles = positions[:, None, :, None] * frequencies
         original = config["original_max_position_embeddings"]
         scale = config["max_position_embeddings"] / original
         factor = math.sqrt(1 + math.log(scale) / math.log(original))

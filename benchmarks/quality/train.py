@@ -1,22 +1,26 @@
 """Trains phi-edge-tiny; resumable.
 
-    python -m benchmarks.quality.train CHECKPOINT [--hours H] [--batch-size B]
+    python -m benchmarks.quality.train CHECKPOINT [--vision-steps V] [--answer-steps A]
 
 CHECKPOINT becomes a Phi-3.5-vision checkpoint of the tiny model. Beside its files it keeps
 `training.pt`, from which the same command goes on. Needs the extra `train`.
+
+First the tower alone learns to say what each patch shows, which is cheap; then the whole model
+learns to answer, and the tower's first task goes on beside.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -28,7 +32,9 @@ from benchmarks.synthetic_checkpoint import PREPROCESSOR
 from phi_edge.image import ImageCrops
 from phi_edge.prompt import chat_text, encode_prompt
 
-from .questions import Example, make_example
+from .muon import Muon
+from .questions import Example, Turn, make_example
+from .scenes import PATCH_LABELS, Scene, draw, label_patches
 from .tiny import CONFIG, write_configuration
 from .torch_model import Phi3V
 
@@ -37,38 +43,88 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "training.pt"
 WEIGHTS_FILE = "model.safetensors"
 
-PEAK_LEARNING_RATE = 1.5e-3
-WARM_UP_STEPS = 300
+MATRIX_LEARNING_RATE = 5e-3  # of the matrices inside the network
+OTHER_LEARNING_RATE = 3e-3  # of tables, norms, biases and heads
+WARM_UP_STEPS = 100
 SAVE_SECONDS = 120
 LOG_STEPS = 50
+
+# Part of the examples whose turns are one conversation. The turns of the others do not see each
+# other, as if each was asked alone; they share the images.
+_CONVERSATIONS = 0.25
+_PATCH_LOSS = 0.1
+# Most patches show nothing, and nearly none holds an anchor.
+_NOTHING_WEIGHTS = [0.05 if name == "anchor" else 0.2 for name in PATCH_LABELS]
 
 # Only its size matters here: one square crop.
 _CROPS = ImageCrops(np.empty((0, 3, 336, 336), np.float32), (336, 336))
 _IGNORED = -100
 
-Batch = tuple[Tensor, Tensor, Tensor]
+
+class Phase(NamedTuple):
+    """A part of the training.
+
+    Attributes:
+        num_steps: Steps of this phase.
+        batch_size: Examples a step.
+        vision_only: Only the tower learns.
+    """
+
+    num_steps: int
+    batch_size: int
+    vision_only: bool
 
 
-def encode_example(tokenizer: Tokenizer, example: Example) -> tuple[list[int], list[int]]:
-    """Token ids as the runtime makes them, and labels: the answers with their end tokens."""
+class Batch(NamedTuple):
+    """What one step learns from; texts are padded on the right.
+
+    Attributes:
+        ids, positions, segments: int64 [batch, tokens]; see `Phi3V.forward`.
+        labels: int64 [batch, tokens]; the answers with their end tokens, `_IGNORED` elsewhere.
+        images: float32 [images, 3, 336, 336].
+        patches: int64 [images, labels, 576]; see `label_patches`.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    segments: Tensor
+    labels: Tensor
+    images: Tensor
+    patches: Tensor
+
+
+def encode_turns(tokenizer: Tokenizer, example: Example, turns: tuple[Turn, ...]) -> list[int]:
+    """Token ids of a conversation as the runtime makes them, with its answers."""
     crops = [_CROPS] * len(example.scenes)
     # The template ends where the assistant would go on; a whole conversation does not.
-    text = chat_text(example.chat(example.turns)).removesuffix(chat_text(()))
-    ids = encode_prompt(tokenizer, text, crops).input_ids.tolist()
-    begin, end = (tokenizer.token_to_id(token) for token in ("<|assistant|>", "<|end|>"))
-    labels, is_answer = [], False
-    for token_id in ids:
-        labels.append(token_id if is_answer else _IGNORED)
-        if token_id == begin:
-            is_answer = True
-        elif token_id == end:
-            is_answer = False
-    return ids, labels
+    text = chat_text(example.chat(turns)).removesuffix(chat_text(()))
+    ids: list[int] = encode_prompt(tokenizer, text, crops).input_ids.tolist()
+    return ids
 
 
-def normalise(images: list[npt.NDArray[np.uint8]]) -> Tensor:
-    """Pixels as the runtime's preprocessing gives them for an image of one crop."""
-    pixels = np.stack(images).transpose(0, 3, 1, 2).astype(np.float32) / 255
+def encode_example(
+    tokenizer: Tokenizer, example: Example, *, as_conversation: bool
+) -> tuple[list[int], list[int], list[int]]:
+    """Token ids of all turns, with their positions and segments."""
+    if as_conversation:
+        ids = encode_turns(tokenizer, example, example.turns)
+        return ids, list(range(len(ids))), [0] * len(ids)
+    ids, positions, segments = [], [], []
+    for number, turn in enumerate(example.turns, 1):
+        alone = encode_turns(tokenizer, example, (turn,))
+        shared = max((at + 1 for at, token_id in enumerate(alone) if token_id < 0), default=0)
+        if number == 1:
+            ids, positions, segments = alone[:shared], list(range(shared)), [0] * shared
+        ids += alone[shared:]
+        positions += range(shared, len(alone))
+        segments += [number] * (len(alone) - shared)
+    return ids, positions, segments
+
+
+def normalise(scenes: list[Scene]) -> Tensor:
+    """Pictures as the runtime's preprocessing gives them for an image of one crop."""
+    pictures = np.stack([np.asarray(draw(scene)) for scene in scenes])
+    pixels = pictures.transpose(0, 3, 1, 2).astype(np.float32) / 255
     mean, std = (
         np.array(PREPROCESSOR[key], np.float32)[:, None, None]
         for key in ("image_mean", "image_std")
@@ -79,69 +135,122 @@ def normalise(images: list[npt.NDArray[np.uint8]]) -> Tensor:
 class Batches(IterableDataset[Batch]):
     """Batches of the training split from an example number on, without end."""
 
-    def __init__(self, checkpoint: Path, first: int, batch_size: int) -> None:
+    def __init__(self, checkpoint: Path, first: int, phase: Phase) -> None:
         self.tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+        self.begin, self.end = (
+            self.tokenizer.token_to_id(token) for token in ("<|assistant|>", "<|end|>")
+        )
         self.first = first
-        self.batch_size = batch_size
+        self.phase = phase
 
     def __iter__(self) -> Iterator[Batch]:
-        """Give ids and labels [batch, tokens], padded on the right, and images."""
-        first = self.first
-        while True:
-            numbers = range(first, first + self.batch_size)
-            yield self.make_batch([make_example("train", number) for number in numbers])
-            first += self.batch_size
+        """Go on from the first."""
+        for first in itertools.count(self.first, self.phase.batch_size):
+            yield self.make_batch(range(first, first + self.phase.batch_size))
 
-    def make_batch(self, examples: list[Example]) -> Batch:
+    def make_batch(self, numbers: range) -> Batch:
         """Put examples into tensors."""
-        encoded = [encode_example(self.tokenizer, example) for example in examples]
-        longest = max(len(ids) for ids, _ in encoded)
-        ids = torch.zeros(len(encoded), longest, dtype=torch.int64)
-        labels = torch.full((len(encoded), longest), _IGNORED)
-        for row, (row_ids, row_labels) in enumerate(encoded):
-            ids[row, : len(row_ids)] = torch.tensor(row_ids)
-            labels[row, : len(row_labels)] = torch.tensor(row_labels)
-        images = [np.asarray(image) for example in examples for image in example.images()]
-        return ids, labels, normalise(images) if images else torch.empty(0, 3, 336, 336)
+        examples = [make_example("train", number) for number in numbers]
+        encoded = [
+            ([], [], [])
+            if self.phase.vision_only
+            else encode_example(
+                self.tokenizer, example, as_conversation=number % 100 < 100 * _CONVERSATIONS
+            )
+            for number, example in zip(numbers, examples, strict=True)
+        ]
+        longest = max(len(example_ids) for example_ids, _, _ in encoded)
+        texts = np.zeros((4, len(encoded), longest), np.int64)
+        texts[2], texts[3] = -1, _IGNORED
+        for row, (example_ids, *where) in enumerate(encoded):
+            answers = self.make_labels(example_ids)
+            texts[:, row, : len(example_ids)] = example_ids, *where, answers
+        scenes = [scene for example in examples for scene in example.scenes]
+        patches = torch.from_numpy(np.stack([label_patches(scene) for scene in scenes]))
+        ids, positions, segments, labels = map(torch.from_numpy, texts)
+        return Batch(ids, positions, segments, labels, normalise(scenes), patches)
+
+    def make_labels(self, ids: list[int]) -> list[int]:
+        """The answers' tokens, each with the end token."""
+        labels, is_answer = [], False
+        for token_id in ids:
+            labels.append(token_id if is_answer else _IGNORED)
+            is_answer = token_id == self.begin or (is_answer and token_id != self.end)
+        return labels
 
 
-def answer_loss(model: Phi3V, batch: Batch) -> tuple[Tensor, float]:
-    """Mean cross entropy of the answers' tokens, and the part of them that is most likely."""
-    ids, labels, images = batch
-    hidden = model(ids[:, :-1], images)
-    targets = labels[:, 1:]
-    chosen = targets != _IGNORED
-    logits = model.lm_head(hidden[chosen])
-    accuracy = (logits.argmax(-1) == targets[chosen]).float().mean().item()
-    return f.cross_entropy(logits, targets[chosen]), accuracy
+class Trainee(nn.Module):
+    """The model, and a linear layer that reads its patches; that one is only for training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phi3v = Phi3V(CONFIG)
+        self.patch_head = nn.Linear(self.tower_width, sum(PATCH_LABELS.values()))
+
+    @property
+    def tower_width(self) -> int:
+        """Width of the tower's output."""
+        width: int = CONFIG["img_processor"]["vision_config"]["hidden_size"]
+        return width
+
+    def patch_loss(self, patches: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        """Mean cross entropy of what each patch shows, and the part of the shown that is right.
+
+        Args:
+            patches: float32 [images, 576, width].
+            labels: int64 [images, labels, 576]; see `label_patches`.
+        """
+        loss, right = torch.zeros(()), []
+        parts = self.patch_head(patches).split([*PATCH_LABELS.values()], dim=-1)
+        for logits, wanted, nothing in zip(parts, labels.unbind(1), _NOTHING_WEIGHTS, strict=True):
+            weight = torch.ones(logits.shape[-1])
+            weight[0] = nothing
+            loss = loss + f.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weight)
+            shown = wanted > 0
+            right.append((logits.argmax(-1) == wanted)[shown].float().mean().item())
+        return loss, float(np.mean(right))
+
+    def forward(self, batch: Batch, *, vision_only: bool) -> tuple[Tensor, float]:
+        """Loss of a batch, and the part of what is asked that would be answered rightly."""
+        images = self.phi3v.model["vision_embed_tokens"]
+        patches = images.encode(batch.images)
+        patch_loss, patches_right = self.patch_loss(patches, batch.patches)
+        if vision_only:
+            return patch_loss, patches_right
+        hidden = self.phi3v(
+            batch.ids[:, :-1], batch.positions[:, :-1], batch.segments[:, :-1], patches
+        )
+        targets = batch.labels[:, 1:]
+        asked = targets != _IGNORED
+        logits = self.phi3v.lm_head(hidden[asked])
+        right = (logits.argmax(-1) == targets[asked]).float().mean().item()
+        loss = f.cross_entropy(logits, targets[asked])
+        return loss + _PATCH_LOSS * patch_loss, right
 
 
-def learning_rate(step: int, progress: float) -> float:
-    """Linear warm-up over steps, then half a cosine over the training's time.
-
-    Args:
-        step: Steps taken.
-        progress: Part of the time that has passed, 0 to 1.
-    """
+def learning_rate_factor(step: int, num_steps: int) -> float:
+    """Linear warm-up, then half a cosine down to a hundredth."""
     warm_up = min(1.0, (step + 1) / WARM_UP_STEPS)
-    decay = 0.5 * (1 + float(np.cos(np.pi * min(progress, 1.0))))
-    return PEAK_LEARNING_RATE * warm_up * max(decay, 0.02)
+    return warm_up * max(0.5 * (1 + math.cos(math.pi * step / num_steps)), 0.01)
 
 
 class Training:
-    """A model with its optimizer, and how far it has come."""
+    """A model with its optimizers, and how far it has come."""
 
     def __init__(self, checkpoint: Path) -> None:
         """Start, or go on where the checkpoint's last training stopped."""
         self.checkpoint = checkpoint
-        self.model = Phi3V(CONFIG)
-        decayed = [p for p in self.model.parameters() if p.dim() > 1]
-        others = [p for p in self.model.parameters() if p.dim() <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
-            lr=PEAK_LEARNING_RATE,
-            betas=(0.9, 0.98),
-        )
+        torch.manual_seed(0)
+        self.trainee = Trainee()
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, parameter in self.trainee.named_parameters():
+            is_inside = parameter.dim() > 1 and ("layers" in name or "img_projection" in name)
+            (matrices if is_inside else others).append(parameter)
+        self.optimizers = [
+            Muon(matrices, MATRIX_LEARNING_RATE),
+            torch.optim.AdamW(others, OTHER_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
         self.step = 0
         self.num_examples = 0
         self.seconds = 0.0
@@ -150,16 +259,17 @@ class Training:
             self._load(torch.load(state_file, weights_only=True))
 
     def _load(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.trainee.load_state_dict(state["trainee"])
+        for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer_state)
         self.step, self.num_examples = state["step"], state["num_examples"]
         self.seconds = state["seconds"]
 
     def save(self) -> None:
         """Write the state to go on from, and the weights as a checkpoint, in bfloat16."""
         state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "trainee": self.trainee.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "num_examples": self.num_examples,
             "seconds": self.seconds,
@@ -169,69 +279,82 @@ class Training:
         partial.replace(self.checkpoint / STATE_FILE)
         weights = {
             name: tensor.to(torch.bfloat16).contiguous()
-            for name, tensor in self.model.state_dict().items()
+            for name, tensor in self.trainee.phi3v.state_dict().items()
         }
         partial = self.checkpoint / f"{WEIGHTS_FILE}.partial"
         save_file(weights, partial, metadata={"format": "pt"})
         partial.replace(self.checkpoint / WEIGHTS_FILE)
 
-    def run(self, hours: float, batch_size: int) -> None:
-        """Train until `hours` have been spent on this checkpoint, earlier runs included."""
+    def run(self, phases: list[Phase]) -> None:
+        """Go through the phases; steps that were taken earlier are not taken again."""
+        first_step = 0
+        for phase in phases:
+            if self.step < first_step + phase.num_steps:
+                self._run_phase(phase, first_step)
+            first_step += phase.num_steps
+
+    def _run_phase(self, phase: Phase, first_step: int) -> None:
         batches = DataLoader(
-            Batches(self.checkpoint, self.num_examples, batch_size),
+            Batches(self.checkpoint, self.num_examples, phase),
             batch_size=None,
             num_workers=1,
             prefetch_factor=4,
         )
-        losses: list[float] = []
-        accuracies: list[float] = []
+        peaks = (MATRIX_LEARNING_RATE, OTHER_LEARNING_RATE)
+        figures: list[tuple[float, float]] = []
         last = saved = time.monotonic()
-        for batch in batches:
-            progress = self.seconds / (hours * 3600)
-            if progress >= 1:
-                break
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.step, progress)
-            loss, accuracy = answer_loss(self.model, batch)
-            self.optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
-            self.step += 1
-            self.num_examples += batch_size
+        steps = range(self.step - first_step, phase.num_steps)
+        for step, batch in zip(steps, batches, strict=False):
+            for optimizer, peak in zip(self.optimizers, peaks, strict=True):
+                optimizer.param_groups[0]["lr"] = peak * learning_rate_factor(step, phase.num_steps)
+            figures.append(self._take_step(batch, vision_only=phase.vision_only))
+            self.num_examples += phase.batch_size
             now = time.monotonic()
             self.seconds += now - last
             last = now
-            losses.append(loss.item())
-            accuracies.append(accuracy)
             if self.step % LOG_STEPS == 0:
                 logger.info(
-                    "step %d, %d examples, %.2f h: loss %.3f, tokens right %.3f",
+                    "step %d, %d examples, %.2f h: loss %.3f, right %.3f",
                     self.step,
                     self.num_examples,
                     self.seconds / 3600,
-                    np.mean(losses),
-                    np.mean(accuracies),
+                    *np.mean(figures, axis=0),
                 )
-                losses, accuracies = [], []
+                figures = []
             if now - saved > SAVE_SECONDS:
                 self.save()
-                saved = time.monotonic()
+                saved = now
         self.save()
+
+    def _take_step(self, batch: Batch, *, vision_only: bool) -> tuple[float, float]:
+        """Learn from a batch; gives its loss and the part that was right."""
+        loss, right = self.trainee(batch, vision_only=vision_only)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=False)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.step += 1
+        return loss.item(), right
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--hours", type=float, default=6.0, help="time to train in all")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--vision-steps", type=int, default=3000, help="steps for the tower alone")
+    parser.add_argument("--answer-steps", type=int, default=5000, help="steps for the whole model")
     args = parser.parse_args()
-    if args.hours <= 0 or args.batch_size < 1:
-        parser.error("--hours has to be above 0 and --batch-size at least 1")
+    if min(args.vision_steps, args.answer_steps) < 1:
+        parser.error("--vision-steps and --answer-steps have to be at least 1")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not (args.checkpoint / "tokenizer.json").is_file():
         write_configuration(args.checkpoint)
-    Training(args.checkpoint).run(args.hours, args.batch_size)
+    phases = [
+        Phase(args.vision_steps, batch_size=16, vision_only=True),
+        Phase(args.answer_steps, batch_size=8, vision_only=False),
+    ]
+    Training(args.checkpoint).run(phases)
 
 
 if __name__ == "__main__":
