@@ -19,8 +19,16 @@ class Run(Protocol):
     """One sequence, with the keys and values of its tokens cached."""
 
     @property
+    def input_ids(self) -> npt.NDArray[np.int64]:
+        """int64 [num_tokens]; negative ids are image slots."""
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of the sequence, image slots included."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the sequence holds."""
 
     @property
     def logits(self) -> Logits:
@@ -32,6 +40,14 @@ class Run(Protocol):
         Raises:
             ContextLengthError: The context is full; the sequence stays as it was.
         """
+
+    def extend(
+        self,
+        input_ids: npt.NDArray[np.int64],
+        image_features: Features,
+        cancel: threading.Event | None = None,
+    ) -> None:
+        """Prefill more tokens; see `Engine.start`. From now on `cancel` is what stops the run."""
 
     def rewind(self, num_tokens: int) -> None:
         """Drop all tokens but the first `num_tokens`, at least one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -66,7 +66,7 @@ class Limits:
 
 
 def generate_events(
-    start: Callable[[], Run],
+    run: Run,
     sampler: Sampler,
     detokenizer: Detokenizer,
     limits: Limits,
@@ -76,7 +76,7 @@ def generate_events(
     """Decode from a prefilled run on.
 
     Args:
-        start: Gives the run, when the first event is asked for; it grows by the completion.
+        run: Where to go on from; it grows by the completion's tokens.
         sampler: Chooses each token.
         detokenizer: Gives the text, and finds stop strings.
         limits: What else ends the completion.
@@ -86,7 +86,6 @@ def generate_events(
     Raises:
         GenerationCancelled: `cancel` was set.
     """
-    run = start()
     logits = run.logits
     for num_completion_tokens in itertools.count(1):
         token_id = sampler(logits)

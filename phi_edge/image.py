@@ -10,7 +10,9 @@ Source: the image processor that Microsoft publishes with Phi-3-vision and Phi-3
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,6 +44,13 @@ class ImageCrops:
 
     pixel_values: npt.NDArray[np.float32]
     image_size: tuple[int, int]
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the size and all pixel values; images alike to the bit have the same."""
+        sha256 = hashlib.sha256(repr((self.image_size, self.pixel_values.shape)).encode())
+        sha256.update(np.ascontiguousarray(self.pixel_values).data)
+        return sha256.digest()
 
     @property
     def num_tokens(self) -> int:

@@ -27,6 +27,7 @@ class KeyValueCache:
 
     def __init__(self, model: ModelInfo, device: str) -> None:
         self.capacity = 0
+        self._num_touched = 0
         self._model = model
         self._device = device
         self._buffers: dict[tuple[int, str], Any] = {}
@@ -54,6 +55,15 @@ class KeyValueCache:
                     array[:, :, :num_kept] = self._buffers[layer, part].numpy()[:, :, :num_kept]
                 self._buffers[layer, part] = ort.OrtValue.ortvalue_from_numpy(array, self._device)
         return True
+
+    def note_use(self, num_tokens: int) -> None:
+        """Tell that the first `num_tokens` have been written."""
+        self._num_touched = max(self._num_touched, num_tokens)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the buffers take; pages that were never written to take none."""
+        return self._num_touched * self._model.cache_bytes_per_token
 
     def bind(self, binding: Any) -> None:
         """Bind every buffer as the decoder's past and present."""

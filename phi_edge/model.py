@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from PIL import Image
@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from phi_edge import image as image_processing
 from phi_edge import package
 from phi_edge import prompt as prompts
+from phi_edge.caches import FeatureCache, PrefixCache
 from phi_edge.engine import Engine, Features, Run, check_cancelled
 from phi_edge.errors import EngineError, PackageError
 from phi_edge.generation import GenerationEvent, Limits, generate_events
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+logger = logging.getLogger(__name__)
+
+# Sixteen crops give 29 MB of features.
+_FEATURE_CACHE_BYTES = 256 * 2**20
+# In float32, a conversation takes 0.8 MB a token.
+PREFIX_CACHE_BYTES = 2 * 2**30
+
+
 class Model:
     """A package that is ready to run. Make one with `load_model`.
 
@@ -37,13 +46,18 @@ class Model:
         tokenizer: The checkpoint's tokenizer.
     """
 
-    def __init__(self, manifest: package.Manifest, tokenizer: Tokenizer, engine: Engine) -> None:
+    def __init__(
+        self,
+        manifest: package.Manifest,
+        tokenizer: Tokenizer,
+        engine: Engine,
+        prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
+    ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self._engine: Engine | None = engine
-        # Features live as long as the crops they were made from, so that the turns of a
-        # conversation encode an image once.
-        self._features: WeakKeyDictionary[ImageCrops, Features] = WeakKeyDictionary()
+        self._features = FeatureCache(_FEATURE_CACHE_BYTES)
+        self._prefixes = PrefixCache(prefix_cache_bytes)
 
     def __enter__(self) -> Self:
         return self
@@ -59,6 +73,7 @@ class Model:
     def close(self) -> None:
         """Free the graphs and their memory."""
         self._features.clear()
+        self._prefixes.clear()
         if self._engine is not None:
             self._engine.close()
             self._engine = None
@@ -88,15 +103,15 @@ class Model:
         )
 
     def encode_image(self, crops: ImageCrops) -> Features:
-        """Image features, float32 [num_tokens, hidden_size].
+        """Image features, float32 [num_tokens, hidden_size], which cannot be written to.
 
-        They are kept as long as the crops are, and cannot be written to.
+        Those of the images that came last are kept, and given again for the same pixels.
         """
         features = self._features.get(crops)
         if features is None:
             features = self._open_engine().encode_image(crops)
             features.setflags(write=False)
-            self._features[crops] = features
+            self._features.put(crops, features)
         return features
 
     def encode_prompt(
@@ -123,7 +138,7 @@ class Model:
         return prompts.encode_prompt(self.tokenizer, text, crops)
 
     def start(self, prompt: Prompt, cancel: threading.Event | None = None) -> Run:
-        """Prefill a prompt.
+        """Prefill a prompt, or what an earlier run that was kept does not have of it.
 
         Args:
             prompt: From `encode_prompt`.
@@ -134,14 +149,24 @@ class Model:
             ContextLengthError: The prompt is longer than the context.
             GenerationCancelled: `cancel` was set.
         """
-        features = []
+        engine = self._open_engine()
+        features = [np.empty((0, self.manifest.model.hidden_size), np.float32)]
         for crops in prompt.images:
             check_cancelled(cancel)
             features.append(self.encode_image(crops))
-        empty = np.empty((0, self.manifest.model.hidden_size), np.float32)
-        return self._open_engine().start(
-            prompt.input_ids, np.concatenate([*features, empty]), cancel
-        )
+        run = self._prefixes.take(prompt)
+        if run is None:
+            return engine.start(prompt.input_ids, np.concatenate(features), cancel)
+        ids = prompt.input_ids[run.num_tokens :]
+        num_known = np.count_nonzero(prompt.input_ids[: run.num_tokens] < 0)
+        logger.info("%d of %d prompt tokens are cached", run.num_tokens, prompt.num_tokens)
+        run.extend(ids, np.concatenate(features)[num_known:], cancel)
+        return run
+
+    def keep(self, prompt: Prompt, run: Run) -> None:
+        """Keep a run that `start` gave for prompts that begin alike; it must not be used again."""
+        if self._engine is not None:
+            self._prefixes.put(prompt, run)
 
     def generate(
         self,
@@ -197,14 +222,23 @@ class Model:
             logit_bias=logit_bias,
         )
         detokenizer = Detokenizer(self.tokenizer, (stop,) if isinstance(stop, str) else stop)
-        return generate_events(
-            lambda: self.start(prompt, cancel),
-            sampler,
-            detokenizer,
-            self.limits(max_tokens),
-            num_logprobs,
-            cancel,
-        )
+        limits = self.limits(max_tokens)
+        return self._events(prompt, sampler, detokenizer, limits, num_logprobs, cancel)
+
+    def _events(
+        self,
+        prompt: Prompt,
+        sampler: Sampler,
+        detokenizer: Detokenizer,
+        limits: Limits,
+        num_logprobs: int | None,
+        cancel: threading.Event | None,
+    ) -> Iterator[GenerationEvent]:
+        run = self.start(prompt, cancel)
+        try:
+            yield from generate_events(run, sampler, detokenizer, limits, num_logprobs, cancel)
+        finally:
+            self.keep(prompt, run)
 
     def limits(self, max_tokens: int | None = None) -> Limits:
         """What ends a completion of this model."""
@@ -217,6 +251,7 @@ def load_model(
     *,
     provider: str = "cpu",
     num_threads: int | None = None,
+    prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
     verify: bool = False,
 ) -> Model:
     """Load a package.
@@ -225,6 +260,8 @@ def load_model(
         path: The package folder.
         provider: Where to run: "cpu", "cuda" or "dml". It is never replaced by another.
         num_threads: Threads for the CPU kernels; None for one a physical core.
+        prefix_cache_bytes: How much memory finished conversations may keep, so that their next
+            turn, or another question about the same image, needs no new prefill; 0 for none.
         verify: Read the whole package and compare the digests of the large files too.
 
     Raises:
@@ -239,4 +276,5 @@ def load_model(
         tokenizer = Tokenizer.from_file(str(folder / package.TOKENIZER_FILE))
     except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception
         raise PackageError(f"{folder / package.TOKENIZER_FILE} cannot be read: {error}") from None
-    return Model(manifest, tokenizer, OrtEngine(folder, manifest.model, provider, num_threads))
+    engine = OrtEngine(folder, manifest.model, provider, num_threads)
+    return Model(manifest, tokenizer, engine, prefix_cache_bytes)

@@ -69,19 +69,19 @@ class OrtEngine:
         cancel: threading.Event | None = None,
     ) -> OrtRun:
         """See `Engine.start`."""
-        self._check_prompt(input_ids, image_features)
-        features = image_features.astype(self.model.io_dtype, copy=False)
-        run = OrtRun(self, input_ids, features, cancel)
-        run.prefill()
+        if len(input_ids) == 0:
+            raise PromptError("the prompt has no tokens")
+        run = OrtRun(self)
+        run.extend(input_ids, image_features, cancel)
         return run
 
-    def _check_prompt(self, input_ids: npt.NDArray[np.int64], image_features: Features) -> None:
-        num_tokens = len(input_ids)
-        if num_tokens == 0:
-            raise PromptError("the prompt has no tokens")
+    def check_tokens(
+        self, num_tokens: int, input_ids: npt.NDArray[np.int64], image_features: Features
+    ) -> None:
+        """Check tokens that would make a sequence `num_tokens` long; see `Engine.start`."""
         if num_tokens > self.model.context_length:
             raise ContextLengthError(num_tokens, self.model.context_length)
-        if input_ids.max() >= self.model.vocab_size:
+        if input_ids.max(initial=0) >= self.model.vocab_size:
             raise PromptError(
                 f"token id {input_ids.max()} is outside the vocabulary of {self.model.vocab_size}"
             )
@@ -106,18 +106,13 @@ class OrtRun:
     from the image features that it keeps.
     """
 
-    def __init__(
-        self,
-        engine: OrtEngine,
-        input_ids: npt.NDArray[np.int64],
-        image_features: npt.NDArray[np.floating[Any]],
-        cancel: threading.Event | None = None,
-    ) -> None:
+    def __init__(self, engine: OrtEngine) -> None:
+        """Begin a sequence that has no tokens yet."""
         self._engine = engine
         self._model = engine.model
-        self._ids = input_ids.tolist()
-        self._image_features = image_features
-        self._cancel = cancel
+        self._ids: list[int] = []
+        self._image_features = np.empty((0, engine.model.hidden_size), engine.model.io_dtype)
+        self._cancel: threading.Event | None = None
         self._num_cached = 0
         self._cache_is_long = False
         self._logits_are_current = False
@@ -128,15 +123,24 @@ class OrtRun:
         self._binding.bind_ortvalue_output(package.LOGITS, self._value(self._logits))
 
     @property
+    def input_ids(self) -> npt.NDArray[np.int64]:
+        """See `Run.input_ids`."""
+        return np.array(self._ids, np.int64)
+
+    @property
     def num_tokens(self) -> int:
         """See `Run.num_tokens`."""
         return len(self._ids)
 
     @property
+    def num_bytes(self) -> int:
+        """See `Run.num_bytes`."""
+        return self._cache.num_bytes + self._image_features.nbytes
+
+    @property
     def logits(self) -> Logits:
         """See `Run.logits`. After a rewind, the last token is run again."""
         if not self._logits_are_current:
-            self._num_cached = min(self._num_cached, len(self._ids) - 1)
             self.prefill()
         return self._current_logits()
 
@@ -151,6 +155,22 @@ class OrtRun:
         self._ids.append(token_id)
         self.prefill()
         return self._current_logits()
+
+    def extend(
+        self,
+        input_ids: npt.NDArray[np.int64],
+        image_features: Features,
+        cancel: threading.Event | None = None,
+    ) -> None:
+        """See `Run.extend`."""
+        self._engine.check_tokens(len(self._ids) + len(input_ids), input_ids, image_features)
+        num_slots = sum(token_id < 0 for token_id in self._ids)
+        self._image_features = np.concatenate(
+            [self._image_features[:num_slots], image_features], dtype=self._model.io_dtype
+        )
+        self._ids += input_ids.tolist()
+        self._cancel = cancel
+        self.prefill()
 
     def rewind(self, num_tokens: int) -> None:
         """See `Run.rewind`."""
@@ -177,11 +197,14 @@ class OrtRun:
                     "long" if is_long else "short",
                 )
             self._num_cached, self._cache_is_long = 0, is_long
+        # The last token is run even if its keys are there: it gives the logits.
+        self._num_cached = min(self._num_cached, len(self._ids) - 1)
         if self._cache.reserve(len(self._ids), num_kept=self._num_cached):
             self._cache.bind(self._binding)
         while self._num_cached < len(self._ids):
             check_cancelled(self._cancel)
             self._run_chunk(self._num_cached, self._num_cached + self._engine.chunk_size)
+            self._cache.note_use(self._num_cached)
         self._logits_are_current = True
 
     def _run_chunk(self, start: int, stop: int) -> None:

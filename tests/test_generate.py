@@ -43,6 +43,7 @@ def test_end_token(compact: GoldenSet, model: phi_edge.Model) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "start", lambda prompt, _: EndingRun(prompt))
+        patch.setattr(model, "keep", lambda *_: None)
         events = list(model.generate(golden_prompt(compact), max_tokens=8))
     assert events[1:] == [GenerationEvent(end, "", "stop")]
 
@@ -73,10 +74,8 @@ def test_parameters_are_checked_at_once(compact: GoldenSet, model: phi_edge.Mode
 
 
 def test_an_image_is_encoded_once_a_conversation(compact: GoldenSet, model: phi_edge.Model) -> None:
-    crops = model.preprocess(compact.image("wide_90x60"), 1)
-    assert model.encode_image(crops) is model.encode_image(crops)
-    assert len(model._features) >= 1
-    del crops
-    again = model.preprocess(compact.image("wide_90x60"), 1)
-    assert model.encode_image(again) is not None
-    assert len(model._features) == 1, "features live as long as their crops"
+    first, again, other = (
+        model.preprocess(compact.image("wide_90x60"), num_crops) for num_crops in (1, 1, 4)
+    )
+    assert model.encode_image(first) is model.encode_image(again)
+    assert model.encode_image(first) is not model.encode_image(other)

@@ -277,9 +277,12 @@ class ChatService:
         """Each choice's number with its pieces, which have to be taken before the next."""
         try:
             run = self.model.start(job.prompt, job.cancel)
-            for index in range(job.request.n):
-                run.rewind(job.prompt.num_tokens)
-                yield index, self._pieces(job, run, index)
+            try:
+                for index in range(job.request.n):
+                    run.rewind(job.prompt.num_tokens)
+                    yield index, self._pieces(job, run, index)
+            finally:
+                self.model.keep(job.prompt, run)
         except ContextLengthError as error:
             raise HttpResponseError(400, str(error), code="context_length_exceeded") from None
 
@@ -305,7 +308,7 @@ class ChatService:
             constraint=constraint,
         )
         return generate_events(
-            lambda: run,
+            run,
             sampler,
             Detokenizer(self.model.tokenizer, request.stop_strings),
             self.model.limits(request.token_limit),

@@ -1,0 +1,205 @@
+"""What is kept between questions changes no answer, and one image never answers for another."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+
+import phi_edge
+from phi_edge.caches import FeatureCache, PrefixCache, count_common_tokens
+from phi_edge.image import ImageCrops
+from phi_edge.prompt import chat_text
+
+from .conftest import GoldenSet
+
+ONE_IMAGE = "<|image_1|>\n"
+
+
+@pytest.fixture
+def caching(compact_fp32: Path) -> Iterator[phi_edge.Model]:
+    """A model of its own, with empty caches."""
+    with phi_edge.load_model(compact_fp32) as model:
+        yield model
+
+
+def crops(value: float, num_tokens_wide: int = 1) -> ImageCrops:
+    pixels = np.full((1 + num_tokens_wide, 3, 336, 336), value, np.float32)
+    return ImageCrops(pixels, (336, 336 * num_tokens_wide))
+
+
+def ask(model: phi_edge.Model, prompt: phi_edge.Prompt) -> list[int]:
+    return [event.token_id for event in model.generate(prompt, max_tokens=6)]
+
+
+def num_prefilled(model: phi_edge.Model, prompt: phi_edge.Prompt) -> int:
+    """Tokens of the prompt that no earlier run had."""
+    run = model._prefixes.take(prompt)
+    assert run is not None
+    num_known = run.num_tokens
+    model.keep(prompt, run)
+    return prompt.num_tokens - num_known
+
+
+def test_a_second_question_about_an_image_prefills_only_itself(
+    caching: phi_edge.Model, model: phi_edge.Model, compact: GoldenSet
+) -> None:
+    image = compact.image("wide_90x60")
+    questions = ("What is it?", "How many are there?")
+    prompts = [
+        caching.encode_prompt(chat_text([("user", ONE_IMAGE + question)]), [image])
+        for question in questions
+    ]
+    ask(caching, prompts[0])
+    assert num_prefilled(caching, prompts[1]) < 40
+    run = caching.start(prompts[1])
+    fresh = model._open_engine().start(
+        prompts[1].input_ids, model.encode_image(prompts[1].images[0])
+    )
+    np.testing.assert_array_equal(run.input_ids, fresh.input_ids)
+    np.testing.assert_allclose(run.logits, fresh.logits, rtol=0, atol=2e-5)
+
+
+def test_the_next_turn_of_a_conversation(caching: phi_edge.Model) -> None:
+    turns = [("user", "What is the sea? " * 20)]
+    first = caching.encode_prompt(chat_text(turns))
+    ask(caching, first)
+    longer = [*turns, ("assistant", "Water."), ("user", "Why?")]
+    second = caching.encode_prompt(chat_text(longer))
+    assert num_prefilled(caching, second) < second.num_tokens - 150
+    answer = ask(caching, second)
+    caching._prefixes.clear()
+    assert ask(caching, second) == answer
+
+
+def test_the_same_prompt_again(caching: phi_edge.Model) -> None:
+    prompt = caching.encode_prompt(chat_text([("user", "What is the sea?")]))
+    first = ask(caching, prompt)
+    assert num_prefilled(caching, prompt) == 0
+    assert ask(caching, prompt) == first
+    one, other = caching.start(prompt), caching.start(prompt)
+    np.testing.assert_allclose(one.logits, other.logits, rtol=0, atol=2e-5)
+
+
+def test_a_run_has_one_user_at_a_time(caching: phi_edge.Model) -> None:
+    """A stream that is still read is not disturbed by the same question."""
+    prompt = caching.encode_prompt(chat_text([("user", "What is the sea?")]))
+    expected = ask(caching, prompt)
+    events = caching.generate(prompt, max_tokens=6)
+    tokens = [next(events).token_id]
+    assert ask(caching, prompt) == expected
+    tokens += [event.token_id for event in events]
+    assert tokens == expected
+
+
+def test_across_the_change_of_rope_factors(caching: phi_edge.Model, model: phi_edge.Model) -> None:
+    """What was cached with the short factors is of no use beyond 4,096 tokens, nor back."""
+    short = caching.encode_prompt(chat_text([("user", "sea " * 1300)]))
+    long = caching.encode_prompt(chat_text([("user", "sea " * 1400)]))
+    assert short.num_tokens < 4096 < long.num_tokens
+    for prompt in (short, long, short):
+        run = caching.start(prompt)
+        fresh = model._open_engine().start(prompt.input_ids, np.empty((0, 64), np.float32))
+        np.testing.assert_allclose(run.logits, fresh.logits, rtol=0, atol=2e-5)
+        caching.keep(prompt, run)
+
+
+def test_two_conversations_are_kept(caching: phi_edge.Model) -> None:
+    prompts = [
+        caching.encode_prompt(chat_text([("user", text * 30)])) for text in ("sea ", "land ")
+    ]
+    for prompt in prompts:
+        ask(caching, prompt)
+    for prompt in prompts:
+        assert num_prefilled(caching, prompt) == 0
+
+
+def test_a_long_conversation_is_not_given_up_for_a_short_one(caching: phi_edge.Model) -> None:
+    system = ("system", "Be brief.")
+    long = caching.encode_prompt(chat_text([system, ("user", "sea " * 100)]))
+    ask(caching, long)
+    short = caching.encode_prompt(chat_text([system, ("user", "land")]))
+    assert caching._prefixes.take(short) is None
+    assert num_prefilled(caching, long) == 0
+
+
+def test_memory_is_bounded(caching: phi_edge.Model) -> None:
+    prompts = [
+        caching.encode_prompt(chat_text([("user", text * 30)])) for text in ("sea ", "land ")
+    ]
+    runs = [caching.start(prompt) for prompt in prompts]
+    assert runs[0].num_bytes >= prompts[0].num_tokens * 8 * 16
+    cache = PrefixCache(max(run.num_bytes for run in runs))
+    for prompt, run in zip(prompts, runs, strict=True):
+        cache.put(prompt, run)
+    assert cache.take(prompts[0]) is None
+    assert cache.take(prompts[1]) is runs[1]
+    nothing = PrefixCache(0)
+    nothing.put(prompts[0], runs[0])
+    assert nothing.take(prompts[0]) is None
+
+
+def test_features_are_bounded_and_the_oldest_go() -> None:
+    features = np.zeros((10, 8), np.float32)
+    cache = FeatureCache(2 * features.nbytes)
+    one, two, three = crops(0.1), crops(0.2), crops(0.3)
+    cache.put(one, features)
+    cache.put(two, features)
+    assert cache.get(crops(0.1)) is features  # used, so the second is the oldest now
+    cache.put(three, features)
+    assert cache.get(two) is None
+    assert cache.get(one) is cache.get(three) is features
+
+
+def test_images_are_told_apart_by_every_pixel() -> None:
+    image = crops(0.5)
+    changed = image.pixel_values.copy()
+    changed[-1, -1, -1, -1] = np.nextafter(changed[-1, -1, -1, -1], np.float32(1))
+    others = [
+        dataclasses.replace(image, pixel_values=changed),
+        dataclasses.replace(image, image_size=(672, 336)),
+        crops(0.5, 2),
+    ]
+    assert crops(0.5).digest == image.digest
+    assert image.digest not in {other.digest for other in others}
+
+
+def test_common_tokens() -> None:
+    red, blue = crops(0.1), crops(0.2)
+    size = red.num_tokens
+
+    def prompt(*parts: int | ImageCrops) -> tuple[np.ndarray, tuple[ImageCrops, ...]]:
+        images = [part for part in parts if isinstance(part, ImageCrops)]
+        ids: list[int] = []
+        for part in parts:
+            ids += [part] if isinstance(part, int) else [-1 - images.index(part)] * size
+        return np.array(ids, np.int64), tuple(images)
+
+    def common(first: tuple[int | ImageCrops, ...], second: tuple[int | ImageCrops, ...]) -> int:
+        return count_common_tokens(*prompt(*first), *prompt(*second))
+
+    assert common((1, 2, 3), (1, 2, 4, 5)) == 2
+    assert common((1, 2), (1, 2, 4)) == 2
+    assert common((1, red, 2), (1, red, 2, 3)) == size + 2
+    assert common((1, red, 2), (1, blue, 2)) == 1
+    assert common((1, red, 2, blue, 3), (1, red, 2, red, 3)) == size + 2
+    assert common((1, red, 2, blue, 3), (1, red, 2, blue, 4)) == 2 * size + 2
+    assert common((1, red), (1, 5, 6)) == 1
+    assert common((9,), (1,)) == 0
+
+
+def test_an_image_is_not_encoded_again(
+    caching: phi_edge.Model, compact: GoldenSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Mock(wraps=caching._open_engine().encode_image)
+    monkeypatch.setattr(caching._engine, "encode_image", encode)
+    for name in ("wide_90x60", "wide_90x60", "tall_50x170", "wide_90x60"):
+        prompt = caching.encode_prompt(
+            chat_text([("user", ONE_IMAGE + "?")]), [compact.image(name)], num_crops=1
+        )
+        ask(caching, prompt)
+    assert encode.call_count == 2
