@@ -261,9 +261,9 @@ def test_logprobs_are_those_of_the_raw_distribution(
     assert logprobs is not None
     first = logprobs["content"][0]
     assert first["bytes"] == list(b"k")
-    assert first["logprob"] == pytest.approx(expected[token], abs=1e-9)
+    assert first["logprob"] == pytest.approx(expected[token], abs=1e-5)
     top = [entry["logprob"] for entry in first["top_logprobs"]]
-    assert top == pytest.approx(sorted(expected)[:-4:-1], abs=1e-9)
+    assert top == pytest.approx(sorted(expected)[:-4:-1], abs=1e-5)
     assert len(logprobs["content"]) == 6
 
 
