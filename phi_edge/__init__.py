@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from phi_edge.client import ChatCompletionsClient, load_client
 from phi_edge.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -24,6 +25,7 @@ from phi_edge.prompt import Prompt
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChatCompletionsClient",
     "CheckpointError",
     "CheckpointNotFoundError",
     "ContextLengthError",
@@ -41,5 +43,6 @@ __all__ = [
     "PromptError",
     "ProviderError",
     "__version__",
+    "load_client",
     "load_model",
 ]

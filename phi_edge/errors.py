@@ -23,6 +23,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 
 class PhiEdgeError(Exception):
@@ -157,7 +158,7 @@ class ErrorResponse:
         """Headers of the answer."""
         return {"content-type": "application/json", **self.error.headers}
 
-    def json(self) -> dict[str, object]:
+    def json(self) -> Any:
         """The body."""
         return self.error.body
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# A small model of the same architecture, for trying things out; see its README.md.
+BUNDLED_MODEL = Path(__file__).parent / "phi-edge-tiny"
 # Sixteen crops give 29 MB of features.
 _FEATURE_CACHE_BYTES = 256 * 2**20
 # In float32, a conversation takes 0.8 MB a token.
@@ -247,7 +249,7 @@ class Model:
 
 
 def load_model(
-    path: str | Path,
+    path: str | Path | None = None,
     *,
     provider: str = "cpu",
     num_threads: int | None = None,
@@ -257,7 +259,8 @@ def load_model(
     """Load a package.
 
     Args:
-        path: The package folder.
+        path: The package folder; None for the bundled phi-edge-tiny, which knows little more than
+            coloured shapes, bar charts and printed words.
         provider: Where to run: "cpu", "cuda" or "dml". It is never replaced by another.
         num_threads: Threads for the CPU kernels; None for one a physical core.
         prefix_cache_bytes: How much memory finished conversations may keep, so that their next
@@ -269,7 +272,7 @@ def load_model(
         ProviderError: ONNX Runtime or the provider is not available.
         EngineError: A graph cannot be loaded.
     """
-    folder = Path(path)
+    folder = BUNDLED_MODEL if path is None else Path(path)
     manifest = package.read_manifest(folder)
     package.check_files(folder, manifest, verify=verify)
     try:

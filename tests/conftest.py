@@ -20,6 +20,7 @@ from PIL import Image
 import phi_edge
 from benchmarks.synthetic_checkpoint import write_tokenizer
 from export import Checkpoint, export_package
+from phi_edge.api.service import ChatService
 from phi_edge.image import open_image
 from quantize import make_recipe
 
@@ -105,6 +106,11 @@ def model(compact_fp32: Path) -> Iterator[phi_edge.Model]:
     """The fp32 package of the compact checkpoint."""
     with phi_edge.load_model(compact_fp32) as model:
         yield model
+
+
+@pytest.fixture(scope="session")
+def service(model: phi_edge.Model) -> ChatService:
+    return ChatService(model)
 
 
 @pytest.fixture

@@ -56,11 +56,6 @@ def image_part(image: Image.Image, **fields: str) -> Body:
     return {"type": "image_url", "image_url": {"url": data_url(image), **fields}}
 
 
-@pytest.fixture(scope="module")
-def service(model: phi_edge.Model) -> ChatService:
-    return ChatService(model)
-
-
 def complete(service: ChatService, **fields: Any) -> Completion:
     return service.complete(parse_request(body(**fields)))
 

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -82,6 +82,7 @@ class ChatService:
 
     Attributes:
         model: The model.
+        on_usage: Called with the usage of each answer, when it is complete.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class ChatService:
             allowed_image_hosts: Hosts from which image URLs may be fetched.
         """
         self.model = model
+        self.on_usage: Callable[[Usage], None] = lambda _usage: None
         self._image_policy: ImagePolicy = image_policy
         self._system_role: SystemRole = system_role
         self._filters = tuple(content_filters)
@@ -156,13 +158,15 @@ class ChatService:
                     "logprobs": self._logprobs(request, collected),
                 }
             )
+        usage = _usage(job.prompt, num_completion_tokens)
+        self.on_usage(usage)
         return {
             "id": uuid.uuid4().hex,
             "object": "chat.completion",
             "created": int(time.time()),
             "model": self.model_name,
             "choices": choices,
-            "usage": _usage(job.prompt, num_completion_tokens),
+            "usage": usage,
         }
 
     def stream(
@@ -209,7 +213,9 @@ class ChatService:
                     }
                 )
                 if piece.finish_reason and index == job.request.n - 1:
-                    result["usage"] = _usage(job.prompt, num_completion_tokens)
+                    usage = _usage(job.prompt, num_completion_tokens)
+                    result["usage"] = usage
+                    self.on_usage(usage)
                 yield result
 
     def _prepare(self, request: ChatRequest, cancel: threading.Event | None) -> _Job:

@@ -1,0 +1,208 @@
+"""Transports for azure-core, and so for `azure.ai.inference`.
+
+    azure.ai.inference.ChatCompletionsClient(
+        endpoint="https://local",
+        credential=AzureKeyCredential("none"),
+        transport=LocalTransport(service),
+    )
+
+Needs azure-core, which comes with `azure-ai-inference`.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator, MutableMapping
+from http import HTTPStatus
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from azure.core.exceptions import HttpResponseError
+from azure.core.pipeline.transport import AsyncHttpTransport, HttpTransport
+from azure.core.rest import AsyncHttpResponse, HttpRequest, HttpResponse
+from azure.core.utils import CaseInsensitiveDict
+
+from phi_edge.api.routes import Reply, Request, Routes
+from phi_edge.api.service import ChatService
+from phi_edge.api.threads import call, iterate
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class LocalTransport(HttpTransport[HttpRequest, HttpResponse]):
+    """Answers requests of a synchronous client."""
+
+    def __init__(self, service: ChatService) -> None:
+        self._routes = Routes(service)
+
+    def open(self) -> None:
+        """There is nothing to open."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        """There is nothing to close."""
+
+    def send(self, request: HttpRequest, **options: Any) -> HttpResponse:
+        """Answer a request; with `stream=True` the body is made as it is read."""
+        cancel = threading.Event()
+        response = _LocalResponse(request, self._routes.respond(_read(request), cancel), cancel)
+        if not options.get("stream"):
+            response.read()
+        return response
+
+
+class AsyncLocalTransport(AsyncHttpTransport[HttpRequest, AsyncHttpResponse]):
+    """Answers requests of an asynchronous client."""
+
+    def __init__(self, service: ChatService) -> None:
+        self._routes = Routes(service)
+
+    async def open(self) -> None:
+        """There is nothing to open."""
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        """There is nothing to close."""
+
+    async def send(self, request: HttpRequest, **options: Any) -> AsyncHttpResponse:
+        """Answer a request in a thread; with `stream=True` the body is made as it is read."""
+        cancel = threading.Event()
+        reply = await call(lambda: self._routes.respond(_read(request), cancel), cancel)
+        response = _AsyncLocalResponse(request, reply, cancel)
+        if not options.get("stream"):
+            await response.read()
+        return response
+
+
+def _read(request: HttpRequest) -> Request:
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    content = request.content
+    body = content.encode() if isinstance(content, str) else content or b""
+    return Request(request.method, urlsplit(request.url).path, headers, body)
+
+
+class _Answer:
+    """What azure-core wants to know of a response, whether it is awaited or not."""
+
+    encoding: str | None = "utf-8"
+
+    def __init__(self, request: HttpRequest, reply: Reply, cancel: threading.Event) -> None:
+        self._request = request
+        self._reply = reply
+        self._cancel = cancel
+        self._content = reply.body if isinstance(reply.body, bytes) else None
+        self._is_closed = False
+
+    @property
+    def request(self) -> HttpRequest:
+        return self._request
+
+    @property
+    def status_code(self) -> int:
+        return self._reply.status
+
+    @property
+    def headers(self) -> MutableMapping[str, str]:
+        return CaseInsensitiveDict(self._reply.headers)
+
+    @property
+    def reason(self) -> str:
+        return HTTPStatus(self._reply.status).phrase
+
+    @property
+    def content_type(self) -> str | None:
+        return self._reply.headers.get("content-type")
+
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    @property
+    def is_stream_consumed(self) -> bool:
+        return self._content is not None
+
+    @property
+    def url(self) -> str:
+        return self._request.url
+
+    @property
+    def content(self) -> bytes:
+        if self._content is None:
+            raise ValueError("the stream has not been read")
+        return self._content
+
+    def text(self, encoding: str | None = None) -> str:
+        return self.content.decode(encoding or "utf-8")
+
+    def body(self) -> bytes:
+        return self.content
+
+    def json(self) -> Any:
+        return json.loads(self.content)
+
+    def raise_for_status(self) -> None:
+        if self.status_code >= HTTPStatus.BAD_REQUEST:
+            raise HttpResponseError(response=self)
+
+    def _close(self) -> None:
+        self._is_closed = True
+        self._cancel.set()
+
+    def _chunks(self) -> Iterator[bytes]:
+        return iter([self._content]) if self._content is not None else iter(self._reply.body)  # type: ignore[arg-type]
+
+
+class _LocalResponse(_Answer, HttpResponse):
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
+
+    def read(self) -> bytes:
+        if self._content is None:
+            self._content = b"".join(self._chunks())
+        return self._content
+
+    def iter_raw(self, **_options: Any) -> Iterator[bytes]:
+        return self._chunks()
+
+    iter_bytes = iter_raw
+
+    def close(self) -> None:
+        self._close()
+
+
+class _AsyncLocalResponse(_Answer, AsyncHttpResponse):
+    async def __aexit__(self, *args: object) -> None:
+        await self.close()
+
+    async def read(self) -> bytes:
+        if self._content is None:
+            self._content = b"".join([chunk async for chunk in self.iter_raw()])
+        return self._content
+
+    def iter_raw(self, **_options: Any) -> AsyncIterator[bytes]:
+        return iterate(self._chunks(), self._cancel)
+
+    iter_bytes = iter_raw
+
+    async def close(self) -> None:
+        self._close()
