@@ -1,4 +1,4 @@
-"""The command line: `phi-edge export`, `phi-edge chat`, `phi-edge info`."""
+"""The command line: `phi-edge export`, `chat`, `serve`, `info`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import click
 from phi_edge import __version__, package
 from phi_edge.errors import PhiEdgeError
 from phi_edge.image import CROP_SIZE, ImageCrops, count_tokens, open_image
-from phi_edge.model import Model, load_model
+from phi_edge.model import BUNDLED_MODEL, Model, load_model
 from phi_edge.prompt import chat_text, image_tags
 from phi_edge.session import PROVIDERS
 
@@ -31,6 +31,14 @@ _provider_option = click.option(
     show_default=True,
     help="Execution provider.",
 )
+_model_option = click.option(
+    "--model",
+    "model_path",
+    type=click.Path(path_type=Path),
+    envvar="PHI_EDGE_MODEL",
+    help="Package folder; the bundled phi-edge-tiny, a test model, when not given.",
+)
+_threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -147,7 +155,7 @@ def _tool(name: str) -> ModuleType:
 
 @cli.command()
 @click.argument("prompt", required=False)
-@click.option("--model", "model_path", type=click.Path(path_type=Path), required=True)
+@_model_option
 @click.option(
     "--image",
     "image_paths",
@@ -162,11 +170,11 @@ def _tool(name: str) -> ModuleType:
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 @_provider_option
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
+@_threads_option
 def chat(
     *,
     prompt: str | None,
-    model_path: Path,
+    model_path: Path | None,
     image_paths: tuple[Path, ...],
     num_crops: int | None,
     system: str | None,
@@ -176,6 +184,8 @@ def chat(
 ) -> None:
     """Answer PROMPT; without one, hold a conversation until the end of input."""
     images = [open_image(path) for path in image_paths]
+    if model_path is None and sys.stderr.isatty():
+        click.echo("phi-edge-tiny, a test model; --model takes a package of your own", err=True)
     with load_model(model_path, provider=provider, num_threads=threads) as model:
         crops = [model.preprocess(image, num_crops) for image in images]
         tags = image_tags(len(crops))
@@ -216,11 +226,81 @@ def _answer(
 
 
 @cli.command()
-@click.argument("model_path", type=click.Path(path_type=Path))
+@_model_option
+@_provider_option
+@_threads_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind to.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option("--api-key", envvar="PHI_EDGE_API_KEY", help="Key that clients have to send.")
+@click.option(
+    "--queue",
+    "max_waiting",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Requests that may wait; more are refused.",
+)
+@click.option(
+    "--image-policy",
+    type=click.Choice(["last", "all"]),
+    default="last",
+    show_default=True,
+    help="Keep the conversation's last image, one a message; or all of them.",
+)
+@click.option(
+    "--system-role",
+    type=click.Choice(["user", "system"]),
+    default="user",
+    show_default=True,
+    help="What system messages become.",
+)
+@click.option(
+    "--allow-image-host",
+    "allowed_image_hosts",
+    multiple=True,
+    help="Host from which image URLs may be fetched; may be repeated.",
+)
+@click.option(
+    "--block-list",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File of words and phrases, one a line, that no prompt or answer may have.",
+)
+def serve(
+    *,
+    model_path: Path | None,
+    provider: str,
+    threads: int | None,
+    host: str,
+    port: int,
+    api_key: str | None,
+    max_waiting: int,
+    block_list: Path | None,
+    **settings: Any,
+) -> None:
+    """Serve the chat completions API, in Azure's shape and in OpenAI's."""
+    try:
+        from phi_edge.server.run import serve as run_server
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"serving needs {error.name}: run `pip install 'phi-edge[server]'`"
+        ) from None
+    from phi_edge.api.safety import BlockList
+    from phi_edge.api.service import ChatService
+
+    terms = block_list.read_text(encoding="utf-8").splitlines() if block_list else []
+    filters = [BlockList(term for term in terms if term.strip())] if block_list else []
+    logging.getLogger().setLevel(min(logging.INFO, logging.getLogger().level))
+    with load_model(model_path, provider=provider, num_threads=threads) as model:
+        service = ChatService(model, content_filters=filters, **settings)
+        run_server(service, host=host, port=port, api_key=api_key, max_waiting=max_waiting)
+
+
+@cli.command()
+@click.argument("model_path", type=click.Path(path_type=Path), default=BUNDLED_MODEL)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--verify", is_flag=True, help="Compare every file with its digest.")
 def info(*, model_path: Path, as_json: bool, verify: bool) -> None:
-    """Tell what the package at MODEL_PATH is."""
+    """Tell what the package at MODEL_PATH is; the bundled one by default."""
     manifest = package.read_manifest(model_path)
     package.check_files(model_path, manifest, verify=verify)
     facts = _describe(manifest)
@@ -246,6 +326,7 @@ def info(*, model_path: Path, as_json: bool, verify: bool) -> None:
 def _describe(manifest: package.Manifest) -> dict[str, Any]:
     model = manifest.model
     return {
+        "name": manifest.name,
         "precision": manifest.precision,
         "provider": manifest.provider,
         "format_version": manifest.format_version,

@@ -24,6 +24,9 @@ ALLOWED = {
     "phi_edge": RUNTIME | {"click", "rich"},
     "phi_edge/package.py": STANDARD | {"phi_edge"},
     "phi_edge/errors.py": STANDARD,
+    "phi_edge/server": STANDARD
+    | {"phi_edge", "prometheus_client", "pydantic", "starlette"}
+    | {"uvicorn"},
     "phi_edge/transports": STANDARD | {"phi_edge", "azure", "httpx", "typing_extensions"},
     "quantize": STANDARD | {"numpy"},
     "export": STANDARD

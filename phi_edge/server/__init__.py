@@ -1,0 +1,1 @@
+"""The local server: the chat completions API over HTTP. Needs the extra `server`."""

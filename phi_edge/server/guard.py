@@ -1,0 +1,68 @@
+"""Who may talk to the server: keys, and browsers that were led here by another site."""
+
+from __future__ import annotations
+
+import hmac
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from phi_edge.errors import HttpResponseError
+
+from .replies import to_response
+
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+OPEN_PATHS = frozenset({"/health"})
+
+
+class Guard:
+    """Middleware that turns strangers away.
+
+    A web page can make its visitor's browser send requests to this machine. Its `Origin` is then
+    another site's, or, if it had its own name resolve to this machine, the `Host` is that name.
+    """
+
+    def __init__(self, app: ASGIApp, api_key: str | None, *, is_local: bool) -> None:
+        """Wrap an application.
+
+        Args:
+            app: What to guard.
+            api_key: Asked for on every path but `OPEN_PATHS`; nothing is asked for when None.
+            is_local: The server is reached by this machine alone, so its names are known.
+        """
+        self._app = app
+        self._api_key = api_key
+        self._is_local = is_local
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it with an error."""
+        if scope["type"] == "http":
+            try:
+                self._check(scope["path"], Headers(scope=scope))
+            except HttpResponseError as error:
+                await to_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, path: str, headers: Headers) -> None:
+        host = urlsplit(f"//{headers.get('host', '')}").hostname
+        if self._is_local and host not in LOOPBACK_HOSTS:
+            raise HttpResponseError(403, f"this server is not {host}: call it as localhost")
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).hostname not in LOOPBACK_HOSTS | {host}:
+            raise HttpResponseError(403, f"web pages of {origin} may not use this server")
+        if self._api_key is not None and path not in OPEN_PATHS and not self._has_key(headers):
+            raise HttpResponseError(
+                401,
+                "a key is needed: send it as `Authorization: Bearer KEY` or `api-key: KEY`",
+                headers={"www-authenticate": "Bearer"},
+            )
+
+    def _has_key(self, headers: Headers) -> bool:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = (token if scheme.lower() == "bearer" else "", headers.get("api-key", ""))
+        wanted = (self._api_key or "").encode()
+        # Every comparison is made, and none stops at the first difference.
+        matches = [hmac.compare_digest(key.encode(), wanted) for key in given]
+        return any(matches)

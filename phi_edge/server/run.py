@@ -1,0 +1,59 @@
+"""Runs the application on uvicorn."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+
+import uvicorn
+
+from phi_edge.api.service import ChatService
+
+from .app import make_app
+from .guard import LOOPBACK_HOSTS
+
+logger = logging.getLogger(__name__)
+
+# How long running answers may go on after SIGTERM.
+_GRACE_SECONDS = 10
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host to bind to is reached by this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in LOOPBACK_HOSTS
+
+
+def serve(
+    service: ChatService, *, host: str, port: int, api_key: str | None, max_waiting: int
+) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        service: What answers.
+        host: Address to bind to.
+        port: Port to bind to; any free one when 0.
+        api_key: Clients have to send it, when there is one.
+        max_waiting: Requests that may wait.
+
+    Raises:
+        ValueError: Others could reach the address, and there is no key.
+    """
+    is_local = is_loopback(host)
+    if not is_local and not api_key:
+        raise ValueError(
+            f"{host} can be reached from other machines: set a key with --api-key or "
+            "PHI_EDGE_API_KEY, or bind to 127.0.0.1"
+        )
+    app = make_app(service, api_key=api_key, is_local=is_local, max_waiting=max_waiting)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        server_header=False,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )

@@ -1,0 +1,64 @@
+"""The OpenAPI document, and a server that does what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from phi_edge.api.service import ChatService
+
+from .serving import serving
+
+OPERATIONS = [
+    *("GET /info", "POST /chat/completions", "POST /v1/chat/completions", "GET /v1/models"),
+    *("GET /metrics", "GET /health"),
+]
+
+
+@pytest.fixture(scope="module")
+def operations(service: ChatService) -> Iterator[dict[str, Any]]:
+    with serving(service) as client:
+        schema: Any = schemathesis.openapi.from_url(f"{client.base_url}/openapi.json")
+        found = [operation.ok() for operation in schema.get_all_operations()]
+        yield {operation.label: operation for operation in found}
+
+
+def test_all_operations_are_here(operations: dict[str, Any]) -> None:
+    assert list(operations) == OPERATIONS
+
+
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_answers_are_as_documented(operations: dict[str, Any], label: str) -> None:
+    """Of generated requests."""
+    call_with_generated(operations[label], GenerationMode.POSITIVE)
+
+
+@pytest.mark.parametrize("label", [label for label in OPERATIONS if label.startswith("POST")])
+def test_bad_requests_get_errors_as_documented(operations: dict[str, Any], label: str) -> None:
+    call_with_generated(operations[label], GenerationMode.NEGATIVE)
+
+
+def call_with_generated(operation: Any, mode: str) -> None:
+    """Send requests that keep to the document, or that do not.
+
+    Some that keep to it are refused: a schema cannot say that a conversation ends with the user.
+    """
+
+    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy(mode))
+    def check(case: schemathesis.Case[Any]) -> None:
+        if isinstance(case.body, dict):
+            for field in ("max_tokens", "n"):  # so that no answer is long
+                asked = case.body.get(field)
+                if asked is None or type(asked) is int:
+                    case.body[field] = min(asked or 1, 1)
+            case.body.pop("max_completion_tokens", None)
+        case.call_and_validate(excluded_checks=[positive_data_acceptance])
+
+    check()
