@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AliasChoices,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -67,7 +69,8 @@ class ImagePart(_Part):
     """An image of a message."""
 
     type: Literal["image_url"]
-    image_url: ImageUrl
+    # The short name is that of early Azure SDKs, and of the JavaScript in articles about them.
+    image_url: ImageUrl = Field(validation_alias=AliasChoices("image_url", "image"))
 
 
 class FunctionCall(_Part):
@@ -184,6 +187,15 @@ class StreamOptions(_Part):
     include_usage: bool = False
 
 
+def _read_number(value: object) -> object:
+    """Articles about the Azure SDK for JavaScript write penalties as text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+Penalty = Annotated[float, BeforeValidator(_read_number), Field(ge=-2, le=2)]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 
@@ -205,8 +217,8 @@ class ChatRequest(_Fields):
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     stop: str | list[str] | None = None
-    presence_penalty: float = Field(0.0, ge=-2, le=2)
-    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
     seed: int | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None

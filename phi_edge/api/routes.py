@@ -22,6 +22,8 @@ from .service import ChatService
 JSON_TYPE = "application/json"
 STREAM_TYPE = "text/event-stream"
 EXTRA_PARAMETERS_HEADER = "extra-parameters"
+# Articles about the Azure SDK for JavaScript call it so.
+_EXTRA_PARAMETERS_SHORT = "extra-params"
 # Azure clients are also given endpoints that end so.
 _AZURE_PREFIX = "/models"
 
@@ -106,7 +108,8 @@ class Routes:
         }
 
     def _azure_chat(self, request: Request, cancel: threading.Event | None) -> Reply:
-        extra = request.headers.get(EXTRA_PARAMETERS_HEADER, "error").lower()
+        short = request.headers.get(_EXTRA_PARAMETERS_SHORT, "error")
+        extra = request.headers.get(EXTRA_PARAMETERS_HEADER, short).lower()
         if extra not in get_args(ExtraParameters):
             raise HttpResponseError(
                 400,
