@@ -55,7 +55,7 @@ def call_with_generated(operation: Any, mode: str) -> None:
     )
     @given(case=operation.as_strategy(mode))
     def check(case: schemathesis.Case[Any]) -> None:
-        excluded = [positive_data_acceptance]
+        excluded: list[Any] = [positive_data_acceptance]
         if isinstance(case.body, dict):
             original = dict(case.body)
             for field in ("max_tokens", "n"):  # so that no answer is long

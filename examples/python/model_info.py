@@ -1,0 +1,12 @@
+"""What the model is."""
+
+import os
+
+from phi_edge import ChatCompletionsClient
+
+with ChatCompletionsClient(os.environ.get("PHI_EDGE_MODEL")) as client:
+    info = client.get_model_info()
+
+print("Model name:", info.model_name)
+print("Model type:", info.model_type)
+print("Provider:", info.model_provider_name)
