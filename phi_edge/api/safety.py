@@ -69,7 +69,8 @@ class TextClassifier:
             folder: Where it is.
             blocked_labels: Numbers of the labels that are blocked.
             threshold: Least probability of all of them together.
-            max_tokens: Longer texts are cut in windows of so many tokens.
+            max_tokens: Longer texts are read in windows of so many tokens, each of which begins
+                within the one before.
 
         Raises:
             PackageError: The folder lacks a file, or the tokenizer cannot be read.
@@ -80,18 +81,17 @@ class TextClassifier:
             if not (folder / name).is_file():
                 raise PackageError(f"{folder} is no text classifier: it has no {name}")
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.no_truncation()
+        self._tokenizer.enable_truncation(max_tokens, stride=max_tokens // 4)
         self._session = open_session(folder / "model.onnx", "cpu")
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._labels = sorted(blocked_labels)
         self._threshold = threshold
-        self._max_tokens = max_tokens
 
     def finds(self, text: str) -> bool:
         """See `ContentFilter.finds`."""
-        ids = self._tokenizer.encode(text).ids
-        windows = (ids[at : at + self._max_tokens] for at in range(0, len(ids), self._max_tokens))
-        return any(self._probability(window) >= self._threshold for window in windows)
+        first = self._tokenizer.encode(text)
+        windows = [first, *first.overflowing]
+        return any(self._probability(window.ids) >= self._threshold for window in windows)
 
     def _probability(self, ids: list[int]) -> float:
         input_ids = np.array([ids], np.int64)
