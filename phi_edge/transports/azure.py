@@ -15,7 +15,6 @@ import json
 import threading
 from collections.abc import AsyncIterator, Iterator, MutableMapping
 from http import HTTPStatus
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -44,12 +43,7 @@ class LocalTransport(HttpTransport[HttpRequest, HttpResponse]):
     def close(self) -> None:
         """There is nothing to close."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
+    def __exit__(self, *args: object) -> None:
         """There is nothing to close."""
 
     def send(self, request: HttpRequest, **options: Any) -> HttpResponse:
@@ -73,12 +67,7 @@ class AsyncLocalTransport(AsyncHttpTransport[HttpRequest, AsyncHttpResponse]):
     async def close(self) -> None:
         """There is nothing to close."""
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
+    async def __aexit__(self, *args: object) -> None:
         """There is nothing to close."""
 
     async def send(self, request: HttpRequest, **options: Any) -> AsyncHttpResponse:
