@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from .calibration import encode_samples
 from .checkpoint import Checkpoint, find_checkpoint
 from .exporter import PROVIDERS, ExportProgress, export_package
 
-__all__ = ["PROVIDERS", "Checkpoint", "ExportProgress", "export_package", "find_checkpoint"]
+__all__ = [
+    "PROVIDERS",
+    "Checkpoint",
+    "ExportProgress",
+    "encode_samples",
+    "export_package",
+    "find_checkpoint",
+]

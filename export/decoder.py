@@ -20,6 +20,9 @@ from .layers import CONTRIB, Linear, Op, make_model
 from .rope import rope_table
 from .weights import Weights, lazy_parameter
 
+# The linear layers of a decoder layer, in the order in which they run.
+LAYER_LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+
 
 class Positions(NamedTuple):
     """Inputs that the attention of every layer shares.
@@ -254,3 +257,53 @@ def build_decoder(config: Phi3VConfig, weights: Weights, *, fused_rotary: bool) 
     ]
     decoder = Decoder(config, weights, fused_rotary=fused_rotary)
     return make_model(package.DECODER, inputs, outputs, decoder)
+
+
+class LayerAlone(nn.Module):
+    """One decoder layer with positions of its own."""
+
+    def __init__(self, config: Phi3VConfig, weights: Weights, index: int) -> None:
+        super().__init__("model")
+        self.positions = PositionInputs(config, weights)
+        self.layer = DecoderLayer(config, weights, f"model.layers.{index}", fused_rotary=True)
+
+    def forward(
+        self,
+        op: Op,
+        x: ir.Value,
+        residual: ir.Value,
+        attention_mask: ir.Value,
+        past_key: ir.Value,
+        past_value: ir.Value,
+    ) -> tuple[ir.Value, ir.Value]:
+        rope_length = op.Shape(attention_mask, start=1, end=2)
+        at = self.positions(op, x, attention_mask, rope_length)
+        x, residual, _ = self.layer(op, x, residual, (past_key, past_value), at)
+        return x, residual
+
+
+def build_layer(config: Phi3VConfig, weights: Weights, index: int) -> ir.Model:
+    """One decoder layer with what its linear layers are given, for calibration.
+
+    `x` and `residual` [batch, sequence, hidden_size], `attention_mask` int64 [batch, total], keys
+    and values of earlier tokens -> `x`, `residual`, and the inputs of `LAYER_LINEARS`. The
+    weights have to be in floating point.
+    """
+    state: list[int | str | None] = ["batch", "sequence", config.hidden_size]
+    cache: list[int | str | None] = ["batch", config.num_key_value_heads, "past", config.head_size]
+    inputs = [
+        ir.val("x", weights.dtype, state),
+        ir.val("residual", weights.dtype, state),
+        ir.val(package.ATTENTION_MASK, ir.DataType.INT64, ["batch", "total"]),
+        ir.val("past_key", weights.dtype, cache),
+        ir.val("past_value", weights.dtype, cache),
+    ]
+    outputs = [ir.val(name, weights.dtype, state) for name in ("next_x", "next_residual")]
+    model = make_model("layer", inputs, outputs, LayerAlone(config, weights, index))
+    matmuls = [node for node in model.graph if node.op_type == "MatMul"]
+    for name, matmul in zip(LAYER_LINEARS, matmuls, strict=True):
+        (given, _) = matmul.inputs
+        if given is not None:
+            given.name, given.dtype = f"{name}.input", weights.dtype
+            model.graph.outputs.append(given)
+    return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import shutil
@@ -18,11 +19,14 @@ from tokenizers import Tokenizer
 
 from phi_edge import __version__, package
 from phi_edge.errors import CheckpointError, PackageError
+from phi_edge.prompt import Prompt
 
+from .calibration import Calibration
 from .checkpoint import PREPROCESSOR_FILE, TOKENIZER_FILES, Checkpoint
 from .decoder import build_decoder
 from .embedding import build_embedding
 from .genai import genai_config, processor_config
+from .journal import Journal
 from .vision import build_vision
 from .weights import Recipe, Weights
 
@@ -63,6 +67,7 @@ def export_package(
     *,
     provider: str = "cpu",
     overwrite: bool = False,
+    samples: Sequence[Prompt] = (),
     progress: Callable[[ExportProgress], None] | None = None,
 ) -> package.Manifest:
     """Export a checkpoint.
@@ -76,9 +81,12 @@ def export_package(
         recipe: How to store the weights, from `quantize.make_recipe`.
         provider: Execution provider to build the graphs for, one of `PROVIDERS`.
         overwrite: Replace a package that is already at the target.
+        samples: Prompts, with their answers, to run the checkpoint on where the recipe wants
+            calibration. What is done is kept beside the target until the package is complete.
         progress: Called before each tensor is written.
 
     Raises:
+        ValueError: There are no samples, and the recipe wants calibration.
         PackageError: The target exists and is not to be, or cannot be, replaced.
         CheckpointError: A tensor cannot be read or stored in the wanted type.
     """
@@ -86,7 +94,9 @@ def export_package(
         raise ValueError(f"provider must be one of {', '.join(PROVIDERS)}, not {provider!r}")
     _check_target(target, overwrite=overwrite)
     model = _model_info(checkpoint, recipe)
-    weights = Weights(checkpoint, recipe)
+    journal = _open_journal(checkpoint, target, recipe, samples)
+    calibration = Calibration(checkpoint, samples, journal) if journal else None
+    weights = Weights(checkpoint, recipe.float_dtype, recipe.quantizers, calibration, journal)
     graphs = {
         package.DECODER: build_decoder(checkpoint.config, weights, fused_rotary=provider != "dml"),
         package.EMBEDDING: build_embedding(checkpoint.config, weights),
@@ -111,8 +121,33 @@ def export_package(
             files=_describe(sorted(folder.iterdir())),
         )
         package.write_manifest(folder, manifest)
+    if journal:
+        journal.clear()
     logger.info("wrote %s (%.2f GB)", target, manifest.size / 1e9)
     return manifest
+
+
+def _open_journal(
+    checkpoint: Checkpoint, target: Path, recipe: Recipe, samples: Sequence[Prompt]
+) -> Journal | None:
+    """The journal of a calibrated export; None for another."""
+    if not any(quantizer.is_calibrated for quantizer in recipe.quantizers.values()):
+        return None
+    if not samples:
+        raise ValueError("this recipe wants calibration, so it wants samples")
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(sample.input_ids.tobytes())
+        for crops in sample.images:
+            digest.update(crops.digest)
+    stats = {str(path): path.stat() for path in checkpoint.files}
+    job = {
+        "version": __version__,
+        "recipe": recipe.as_dict(),
+        "samples": digest.hexdigest(),
+        "checkpoint": {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()},
+    }
+    return Journal(target.resolve().with_name(f".{target.name}.calibration"), job)
 
 
 def _describe(files: Sequence[Path]) -> dict[str, package.FileEntry]:

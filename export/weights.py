@@ -18,6 +18,7 @@ from onnxscript import nn
 from phi_edge.errors import CheckpointError
 
 from .checkpoint import Checkpoint
+from .journal import Journal
 
 Array = npt.NDArray[np.generic]
 
@@ -33,11 +34,20 @@ class Quantizer(Protocol):
     def symmetric(self) -> bool: ...
     @property
     def accuracy_level(self) -> int: ...
+    @property
+    def is_calibrated(self) -> bool: ...
 
     def num_blocks(self, in_features: int, /) -> int: ...
 
-    def quantize(self, weight: Array, /) -> tuple[Array, Array, Array | None]:
+    def quantize(self, weight: Array, moments: Any = None, /) -> tuple[Array, Array, Array | None]:
         """Packed values, scales and zero points of a matrix [out_features, in_features]."""
+
+
+class Moments(Protocol):
+    """What linear layers are given to multiply; `calibration.Calibration` is one."""
+
+    def moments(self, name: str, /) -> Array:
+        """The sum of `outer(x, x)` over the inputs `x` of a linear layer."""
 
 
 class Recipe(Protocol):
@@ -60,12 +70,28 @@ class Weights:
         dtype: Floating-point type of the graph.
     """
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        float_dtype: str,
+        quantizers: Mapping[str, Quantizer],
+        calibration: Moments | None = None,
+        journal: Journal | None = None,
+    ) -> None:
+        """Take what parameters are made from.
+
+        Args:
+            checkpoint: Where the weights are.
+            float_dtype: "float32" or "float16".
+            quantizers: Weight group -> quantizer; a group without one stays in floating point.
+            calibration: Asked for calibrated quantizers.
+            journal: Keeps what these give, which takes long.
+        """
         self._checkpoint = checkpoint
-        self._quantizers = recipe.quantizers
-        self.dtype = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}[
-            recipe.float_dtype
-        ]
+        self._quantizers = quantizers
+        self._calibration = calibration
+        self._journal = journal
+        self.dtype = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}[float_dtype]
 
     def quantizer(self, group: str) -> Quantizer | None:
         """The recipe's quantizer for a group of weights, or None for floating point."""
@@ -122,7 +148,7 @@ class Weights:
 
         def quantize() -> tuple[Array | None, ...]:
             try:
-                return quantizer.quantize(self._read(names))
+                return self._quantize(names, quantizer)
             except ValueError as error:
                 raise CheckpointError(f"{' + '.join(names)}: {error}") from None
 
@@ -148,6 +174,18 @@ class Weights:
             (out_features, -(-num_blocks * quantizer.bits // 8)),
         )
         return packed, scales, zero_points
+
+    def _quantize(self, names: Sequence[str], quantizer: Quantizer) -> tuple[Array | None, ...]:
+        if not quantizer.is_calibrated or self._calibration is None:
+            return quantizer.quantize(self._read(names))
+        (name,) = names
+        name = name.removesuffix(".weight")
+        done = self._journal.load(name, 3) if self._journal else None
+        if done is None:
+            done = quantizer.quantize(self._read(names), self._calibration.moments(name))
+            if self._journal:
+                self._journal.store(name, done)
+        return done
 
     def _read(self, names: Sequence[str]) -> Array:
         arrays = [self._checkpoint.read(name) for name in names]

@@ -16,6 +16,7 @@ from phi_edge.errors import (
     PhiEdgeError,
     PromptError,
     ProviderError,
+    SamplesError,
 )
 from phi_edge.generation import GenerationEvent
 from phi_edge.image import ImageCrops
@@ -42,6 +43,7 @@ __all__ = [
     "Prompt",
     "PromptError",
     "ProviderError",
+    "SamplesError",
     "__version__",
     "load_client",
     "load_model",

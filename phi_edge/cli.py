@@ -20,6 +20,7 @@ from phi_edge.errors import PhiEdgeError
 from phi_edge.image import CROP_SIZE, ImageCrops, count_tokens, open_image
 from phi_edge.model import BUNDLED_MODEL, Model, load_model
 from phi_edge.prompt import chat_text, image_tags
+from phi_edge.samples import bundled_samples, read_samples
 from phi_edge.session import PROVIDERS
 
 _INTERRUPTED = 130
@@ -85,19 +86,57 @@ def cli(*, verbose: bool) -> None:
     show_default=True,
     help="How weights are stored.",
 )
+@click.option(
+    "--method",
+    type=click.Choice(["nearest", "search", "gptq"]),
+    default="nearest",
+    show_default=True,
+    help="How int4 values are chosen: the nearest, by a search for the best scales, or calibrated "
+    "on samples, which takes longest and is best.",
+)
+@click.option(
+    "--block-size",
+    type=click.Choice(["16", "32", "64", "128", "256"]),
+    default="32",
+    show_default=True,
+    help="Weights that share an int4 scale.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Folder of samples for --method gptq: images, texts, or samples.jsonl. A bundled set "
+    "when not given.",
+)
 @_provider_option
 @click.option("--overwrite", is_flag=True, help="Replace a package that is already at OUT.")
-def export(*, checkpoint: str, out: Path, precision: str, provider: str, overwrite: bool) -> None:
+def export(
+    *,
+    checkpoint: str,
+    out: Path,
+    precision: str,
+    method: str,
+    block_size: str,
+    calibration: Path | None,
+    provider: str,
+    overwrite: bool,
+) -> None:
     """Convert CHECKPOINT, a folder or a Hugging Face hub name, to the package OUT."""
     exporter, quantizer = _tool("export"), _tool("quantize")
     source = exporter.Checkpoint(exporter.find_checkpoint(checkpoint))
+    if calibration and method != "gptq":
+        raise click.UsageError("--calibration goes with --method gptq alone")
+    samples = []
+    if method == "gptq":
+        chosen = read_samples(calibration) if calibration else bundled_samples("calibration")
+        samples = exporter.encode_samples(source, chosen)
     with _progress() as progress:
         manifest = exporter.export_package(
             source,
             out,
-            quantizer.make_recipe(precision, provider),
+            quantizer.make_recipe(precision, provider, method=method, block_size=int(block_size)),
             provider=provider,
             overwrite=overwrite,
+            samples=samples,
             progress=progress,
         )
     click.echo(f"{out}: {precision} for {provider}, {manifest.size / 1e9:.2f} GB")

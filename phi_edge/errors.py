@@ -3,6 +3,7 @@
 PhiEdgeError
   x PackageError (ValueError)            a package folder that cannot be used
     - PackageNotFoundError (FileNotFoundError)
+  x SamplesError (ValueError)            a folder of samples that cannot be read
   x CheckpointError (ValueError)         a checkpoint that cannot be exported
     - CheckpointNotFoundError (FileNotFoundError)
   x ProviderError (RuntimeError)         ONNX Runtime or an execution provider is not usable
@@ -36,6 +37,10 @@ class PackageError(PhiEdgeError, ValueError):
 
 class PackageNotFoundError(PackageError, FileNotFoundError):
     """There is no package at the given path."""
+
+
+class SamplesError(PhiEdgeError, ValueError):
+    """A folder of samples is missing or empty, or a line in it is no sample."""
 
 
 class CheckpointError(PhiEdgeError, ValueError):

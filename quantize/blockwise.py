@@ -19,9 +19,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .gptq import compensate, error_factor
+from .grid import Floats, Grids
+
 # Rows are quantized in groups of about this many weights, so that the temporaries of a group are
 # small and stay in the processor's cache.
 _GROUP_WEIGHTS = 2**18
+
+Method = Literal["nearest", "search", "gptq"]
 
 
 class QuantizedBlocks(NamedTuple):
@@ -40,7 +45,7 @@ class QuantizedBlocks(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class BlockQuantizer:
-    """Round-to-nearest quantization of blocks.
+    """Quantizes the blocks of a matrix.
 
     Attributes:
         bits: 4 or 8.
@@ -50,6 +55,9 @@ class BlockQuantizer:
             activations to 8 bits, 0 keeps them as they are.
         scale_dtype: Type that the graph stores scales in. They are rounded to it before the
             values are, so that the values make up for the rounding.
+        method: How the values are chosen. "nearest": a block's grid spans its weights, and each
+            goes to the nearest value. "search": the best of several grids; see `Grids`. "gptq":
+            the same, with errors made up for by later weights; see `quantize.gptq`.
     """
 
     bits: Literal[4, 8]
@@ -57,6 +65,7 @@ class BlockQuantizer:
     symmetric: bool
     accuracy_level: int = 0
     scale_dtype: str = "float32"
+    method: Method = "nearest"
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
@@ -64,16 +73,33 @@ class BlockQuantizer:
         if self.block_size < 16 or self.block_size & (self.block_size - 1):
             raise ValueError(f"block_size must be a power of two >= 16, not {self.block_size}")
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether `quantize` wants to know the layer's inputs."""
+        return self.method == "gptq"
+
     def num_blocks(self, in_features: int) -> int:
         """Blocks in a row of this many weights; the last may be partly padding."""
         return -(-in_features // self.block_size)
 
-    def quantize(self, weight: npt.NDArray[np.generic]) -> QuantizedBlocks:
+    def quantize(
+        self, weight: npt.NDArray[np.generic], moments: Floats | None = None
+    ) -> QuantizedBlocks:
         """Quantize a matrix of any float dtype [out_features, in_features].
 
+        Args:
+            weight: The matrix.
+            moments: float32 [in_features, in_features], the sum of `outer(x, x)` over inputs `x`
+                that the layer was seen to get; a calibrated method needs it.
+
         Raises:
-            ValueError: Weights are not finite, or too large for the type of the scales.
+            ValueError: Weights are not finite, or too large for the type of the scales; or a
+                calibrated method has no moments.
         """
+        if self.is_calibrated and moments is None:
+            raise ValueError("this method needs calibration")
+        grids = Grids(self.bits, self.symmetric, self.scale_dtype, search=self.method != "nearest")
+        factor = error_factor(moments) if self.is_calibrated and moments is not None else None
         out_features, in_features = weight.shape
         num_blocks = self.num_blocks(in_features)
         packed = np.empty((out_features, num_blocks, self.block_size * self.bits // 8), np.uint8)
@@ -81,14 +107,27 @@ class BlockQuantizer:
         zero_points = np.empty((out_features, num_blocks), np.uint8)
 
         def quantize_rows(rows: slice) -> None:
-            blocks = np.zeros((rows.stop - rows.start, num_blocks * self.block_size), np.float32)
-            blocks[:, :in_features] = weight[rows]
-            quantized = self._quantize_group(
-                blocks.reshape(-1, num_blocks, self.block_size), scales[rows], zero_points[rows]
-            )
-            packed[rows] = _pack(quantized, self.bits)
+            if factor is None:
+                blocks = np.zeros(
+                    (rows.stop - rows.start, num_blocks * self.block_size), np.float32
+                )
+                blocks[:, :in_features] = weight[rows]
+                blocks = blocks.reshape(-1, num_blocks, self.block_size)
+                scales[rows], zeros = grids.choose(blocks)
+                values = grids.round(blocks, scales[rows], zeros).astype(np.uint8)
+            else:
+                values, scales[rows], zeros = compensate(
+                    weight[rows].astype(np.float32), self.block_size, grids, factor
+                )
+            zero_points[rows] = zeros
+            packed[rows] = _pack(values, self.bits)
 
-        step = max(1, _GROUP_WEIGHTS // in_features)
+        # Compensation goes through the columns one by one, so it takes large groups.
+        step = (
+            max(1, _GROUP_WEIGHTS // in_features)
+            if factor is None
+            else -(-out_features // (os.cpu_count() or 1))
+        )
         groups = [
             slice(start, min(start + step, out_features)) for start in range(0, out_features, step)
         ]
@@ -98,37 +137,6 @@ class BlockQuantizer:
         return QuantizedBlocks(
             packed, scales, None if self.symmetric else _pack(zero_points, self.bits)
         )
-
-    def _quantize_group(
-        self,
-        blocks: npt.NDArray[np.float32],
-        scales: npt.NDArray[np.float32],
-        zero_points: npt.NDArray[np.uint8],
-    ) -> npt.NDArray[np.uint8]:
-        """Fill scales and zero points of a group of rows and return its quantized values."""
-        top = 2**self.bits - 1
-        middle = 2 ** (self.bits - 1)
-        # The range has to hold zero, so that a weight of zero stays zero.
-        low = np.minimum(blocks.min(axis=2), 0)
-        high = np.maximum(blocks.max(axis=2), 0)
-        if self.symmetric:
-            np.divide(np.maximum(-low, high), middle - 1, out=scales)
-            zero_points[:] = middle
-        else:
-            np.divide(high - low, top, out=scales)
-        with np.errstate(over="ignore"):
-            scales[:] = scales.astype(self.scale_dtype)
-        if not np.isfinite(scales).all():
-            raise ValueError(f"weights are infinite, undefined or too large for {self.scale_dtype}")
-        scales[scales == 0] = 1  # a block of zeros
-        if not self.symmetric:
-            zero_points[:] = np.rint(-low / scales)
-
-        values = blocks / scales[:, :, None]
-        np.rint(values, out=values)
-        values += zero_points[:, :, None]
-        np.clip(values, 0, top, out=values)
-        return values.astype(np.uint8)
 
 
 def dequantize(blocks: QuantizedBlocks, bits: int, in_features: int) -> npt.NDArray[np.float32]:

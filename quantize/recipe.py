@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from .blockwise import BlockQuantizer
+from .blockwise import BlockQuantizer, Method
 
 GROUPS = ("embedding", "decoder", "lm_head", "vision")
 
@@ -38,8 +38,16 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
-def make_recipe(precision: str, provider: str) -> Recipe:
-    """The recipe for a precision on an execution provider ("cpu", "cuda" or "dml").
+def make_recipe(
+    precision: str, provider: str, *, method: Method = "nearest", block_size: int = 32
+) -> Recipe:
+    """The recipe for a precision on an execution provider.
+
+    Args:
+        precision: "fp32", "fp16" or "int4".
+        provider: "cpu", "cuda" or "dml".
+        method: How int4 values are chosen; see `BlockQuantizer`.
+        block_size: Weights that share a 4-bit scale.
 
     Raises:
         ValueError: There is no such precision, or the provider cannot run it.
@@ -56,7 +64,7 @@ def make_recipe(precision: str, provider: str) -> Recipe:
 
     if provider == "cpu":
         # Accuracy level 4 lets the CPU kernels multiply integers, activations in 8 bits.
-        int4 = BlockQuantizer(4, 32, symmetric=False, accuracy_level=4)
+        int4 = BlockQuantizer(4, block_size, symmetric=False, accuracy_level=4, method=method)
         int8 = BlockQuantizer(8, 128, symmetric=True, accuracy_level=4)
         # A row that is looked up cannot end in padding, so its blocks have to fit every width.
         lookup = BlockQuantizer(8, 32, symmetric=True)
@@ -64,5 +72,5 @@ def make_recipe(precision: str, provider: str) -> Recipe:
         return Recipe(precision, "float32", quantizers)
     # GPUs multiply in float16. Their 8-bit kernels differ between providers and releases, so
     # the vision tower and the embedding stay in float16.
-    int4 = BlockQuantizer(4, 32, symmetric=False, scale_dtype="float16")
+    int4 = BlockQuantizer(4, block_size, symmetric=False, scale_dtype="float16", method=method)
     return Recipe(precision, "float16", {"decoder": int4, "lm_head": int4})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -19,10 +21,11 @@ QUANTIZERS = [
     for block_size in (16, 32, 128)
     for symmetric in (False, True)
 ]
+SEARCHES = [dataclasses.replace(quantizer, method="search") for quantizer in QUANTIZERS[:6]]
 
 
 def describe(quantizer: BlockQuantizer) -> str:
-    return f"{quantizer.bits}bit-{quantizer.block_size}-{quantizer.symmetric}"
+    return f"{quantizer.bits}bit-{quantizer.block_size}-{quantizer.symmetric}-{quantizer.method}"
 
 
 def random_weight(shape: tuple[int, int]) -> Array:
@@ -50,7 +53,7 @@ def run_op(name: str, feed: Array | npt.NDArray[np.int64], **attributes: object)
     return np.asarray(result, np.float32)
 
 
-@pytest.mark.parametrize("quantizer", QUANTIZERS, ids=describe)
+@pytest.mark.parametrize("quantizer", QUANTIZERS + SEARCHES, ids=describe)
 @pytest.mark.parametrize("in_features", [128, 96, 40])
 def test_matmul_kernel_agrees(quantizer: BlockQuantizer, in_features: int) -> None:
     """`MatMulNBits` unpacks the very weights that `dequantize` gives, padded blocks too."""

@@ -1,0 +1,68 @@
+"""What a long export has finished, on disk: one that was interrupted goes on from there."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+logger = logging.getLogger(__name__)
+
+Array = npt.NDArray[np.generic]
+
+_KEY_FILE = "journal.json"
+
+
+class Journal:
+    """Groups of arrays by name, in a folder that belongs to one job."""
+
+    def __init__(self, folder: Path, job: dict[str, Any]) -> None:
+        """Open the journal of a job; one of another job is cleared.
+
+        Args:
+            folder: Where it is; made when it is missing.
+            job: Whatever the arrays depend on, as JSON.
+        """
+        self.folder = folder
+        key = json.dumps(job, sort_keys=True)
+        file = folder / _KEY_FILE
+        if file.is_file() and file.read_text(encoding="utf-8") == key:
+            logger.info("going on with %s", folder)
+            return
+        self.clear()
+        folder.mkdir(parents=True)
+        file.write_text(key, encoding="utf-8")
+
+    def store(self, name: str, arrays: Sequence[Array | None]) -> None:
+        """Write a group; None is kept as None."""
+        partial = self.folder / f"{name}.partial.npz"
+        named: dict[str, Any] = {
+            str(index): array for index, array in enumerate(arrays) if array is not None
+        }
+        np.savez(partial, **named)
+        partial.replace(self._file(name))
+
+    def load(self, name: str, count: int) -> tuple[Array | None, ...] | None:
+        """A group of `count` arrays, or None where there is none."""
+        if not self._file(name).is_file():
+            return None
+        with np.load(self._file(name)) as arrays:
+            return tuple(arrays.get(str(index)) for index in range(count))
+
+    def remove(self, name: str) -> None:
+        """Forget a group."""
+        self._file(name).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove the folder."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.npz"

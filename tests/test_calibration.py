@@ -1,0 +1,211 @@
+"""Calibrated exports: what layers are given, what is made of it, and going on after a kill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from tokenizers import Tokenizer
+
+import phi_edge
+from export import Checkpoint, ExportProgress, encode_samples, export_package
+from export.calibration import Calibration
+from export.journal import Journal
+from phi_edge import SamplesError
+from phi_edge.prompt import Prompt
+from phi_edge.samples import LINES_FILE, Sample, bundled_samples, read_samples
+from quantize import BlockQuantizer, dequantize, make_recipe
+
+from .conftest import GOLDEN
+
+GPTQ = make_recipe("int4", "cpu", method="gptq")
+IMAGE = GOLDEN / "images" / "rgba_64x64.png"
+SAMPLES = [Sample("Hello there", "Good morning."), Sample("What is it?", "A dot.", (IMAGE,))]
+
+
+@pytest.fixture
+def checkpoint(compact_checkpoint: Path) -> Checkpoint:
+    return Checkpoint(compact_checkpoint)
+
+
+@pytest.fixture
+def prompts(checkpoint: Checkpoint) -> list[Prompt]:
+    return encode_samples(checkpoint, SAMPLES)
+
+
+def test_moments_are_those_of_what_the_runtime_computes(
+    checkpoint: Checkpoint, model: phi_edge.Model, tmp_path: Path
+) -> None:
+    """`lm_head` times its input gives logits, so its moments give theirs."""
+    (prompt,) = encode_samples(checkpoint, SAMPLES[:1])
+    calibration = Calibration(checkpoint, [prompt], Journal(tmp_path / "journal", {}))
+    moments = calibration.moments("lm_head")
+    weight = checkpoint.read("lm_head.weight").astype(np.float32)
+    run = model.start(Prompt(prompt.input_ids[:1]))
+    logits = [run.logits, *(run.append(int(token_id)) for token_id in prompt.input_ids[1:])]
+    expected = np.stack(logits).T @ np.stack(logits)
+    found = weight @ moments @ weight.T
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_moments_of_the_first_layer(
+    checkpoint: Checkpoint, prompts: list[Prompt], model: phi_edge.Model, tmp_path: Path
+) -> None:
+    """It is given token embeddings and image features, RMS-normed."""
+    calibration = Calibration(checkpoint, prompts, Journal(tmp_path / "journal", {}))
+    table = checkpoint.read("model.embed_tokens.weight").astype(np.float32)
+    norm = checkpoint.read("model.layers.0.input_layernorm.weight").astype(np.float32)
+    expected: npt.NDArray[np.float32] = np.zeros((table.shape[1],) * 2, np.float32)
+    for prompt in prompts:
+        rows = table[prompt.input_ids.clip(0)]
+        for crops in prompt.images:
+            rows[prompt.input_ids < 0] = model.encode_image(crops)
+        mean = np.mean(rows**2, axis=1, keepdims=True)
+        normed = rows / np.sqrt(mean + checkpoint.config.rms_norm_eps) * norm
+        expected += normed.T @ normed
+    found = calibration.moments("model.layers.0.self_attn.qkv_proj")
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_samples_of_images_change_the_weights(
+    checkpoint: Checkpoint, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    manifests = [
+        export_package(checkpoint, tmp_path / str(number), GPTQ, samples=prompts[: number + 1])
+        for number in range(2)
+    ]
+    first, second = (manifest.files["decoder.onnx.data"] for manifest in manifests)
+    assert first.size == second.size
+    assert first != second
+
+
+def test_calibration_goes_on_where_it_was_interrupted(
+    checkpoint: Checkpoint, prompts: list[Prompt], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    whole = export_package(checkpoint, tmp_path / "whole", GPTQ, samples=prompts)
+    num_layers = caplog.text.count("calibrating layer")
+    assert num_layers == checkpoint.config.num_hidden_layers
+
+    def interrupt(state: ExportProgress) -> None:
+        if "layers.1.mlp.down_proj" in state.tensor:
+            raise KeyboardInterrupt
+
+    caplog.clear()
+    target = tmp_path / "package"
+    with pytest.raises(KeyboardInterrupt):
+        export_package(checkpoint, target, GPTQ, samples=prompts, progress=interrupt)
+    assert not target.exists()
+    again = export_package(checkpoint, target, GPTQ, samples=prompts)
+    assert again.files == whole.files
+    # Of the layer that was interrupted, one weight was left to be done.
+    assert caplog.text.count("calibrating layer") == num_layers + 1
+    assert [path.name for path in tmp_path.iterdir() if "calibration" in path.name] == []
+
+
+def test_other_samples_are_another_job(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    Journal(folder, {"samples": 1}).store("weight", [np.arange(3), None])
+    kept = Journal(folder, {"samples": 1}).load("weight", 2)
+    assert kept is not None
+    assert np.array_equal(kept[0], np.arange(3))  # type: ignore[arg-type]
+    assert kept[1] is None
+    assert Journal(folder, {"samples": 2}).load("weight", 2) is None
+
+
+def test_calibration_wants_samples(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="wants samples"):
+        export_package(checkpoint, tmp_path / "package", GPTQ)
+    with pytest.raises(ValueError, match="needs calibration"):
+        BlockQuantizer(4, 32, symmetric=True, method="gptq").quantize(np.ones((2, 32)))
+
+
+def correlated_inputs(in_features: int) -> npt.NDArray[np.float32]:
+    rng = np.random.default_rng(0)
+    common = rng.standard_normal((2000, 4)) @ rng.standard_normal((4, in_features))
+    return (common + 0.2 * rng.standard_normal((2000, in_features))).astype(np.float32)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("bits", "block_size", "in_features"), [(4, 32, 96), (4, 64, 80)])
+def test_compensation_takes_most_of_the_output_error_away(
+    bits: int, block_size: int, in_features: int, *, symmetric: bool
+) -> None:
+    x = correlated_inputs(in_features)
+    weight = np.random.default_rng(1).standard_normal((40, in_features)).astype(np.float32)
+    errors = {}
+    for method in ("nearest", "search", "gptq"):
+        quantizer = BlockQuantizer(4, block_size, symmetric=symmetric, method=method)
+        blocks = quantizer.quantize(weight, x.T @ x)
+        difference = dequantize(blocks, bits, in_features) - weight
+        errors[method] = (np.mean(difference**2), np.mean((x @ difference.T) ** 2))
+    assert errors["search"][0] < errors["nearest"][0]
+    assert errors["gptq"][1] < 0.5 * errors["search"][1]
+
+
+def test_without_correlation_there_is_nothing_to_compensate() -> None:
+    weight = np.random.default_rng(0).standard_normal((40, 96)).astype(np.float32)
+    search, gptq = (
+        BlockQuantizer(4, 32, symmetric=False, method=method).quantize(
+            weight, np.eye(96, dtype=np.float32)
+        )
+        for method in ("search", "gptq")
+    )
+    for one, other in zip(search, gptq, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_bundled_samples(checkpoint: Checkpoint) -> None:
+    parts = [bundled_samples("calibration"), bundled_samples("held_out")]
+    for samples in parts:
+        assert any(sample.images for sample in samples)
+        assert all(sample.answer for sample in samples)
+        for prompt, sample in zip(encode_samples(checkpoint, samples), samples, strict=True):
+            assert len(prompt.images) == len(sample.images)
+    calibration, held_out = ({(s.question, s.answer) for s in samples} for samples in parts)
+    assert not calibration & held_out
+
+
+def test_a_folder_of_images_and_texts(tmp_path: Path) -> None:
+    (tmp_path / "photo.PNG").write_bytes(IMAGE.read_bytes())
+    (tmp_path / "used.png").write_bytes(IMAGE.read_bytes())
+    (tmp_path / "note.txt").write_text("How are you?\n", encoding="utf-8")
+    line = '{"question": "Q", "answer": "A", "images": ["used.png"]}'
+    (tmp_path / LINES_FILE).write_text(f"{line}\n", encoding="utf-8")
+    assert read_samples(tmp_path) == [
+        Sample("Q", "A", (tmp_path / "used.png",)),
+        Sample("How are you?"),
+        Sample("Describe the image.", images=(tmp_path / "photo.PNG",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "line 1 is no sample"),
+        ('{"answer": "A"}', "question"),
+        ('{"question": "Q", "picture": "a.png"}', "picture"),
+        ('{"question": "Q", "images": ["a.png"]}', "there is no image a.png"),
+    ],
+)
+def test_lines_that_are_no_samples(tmp_path: Path, line: str, reason: str) -> None:
+    (tmp_path / LINES_FILE).write_text(line, encoding="utf-8")
+    with pytest.raises(SamplesError, match=reason):
+        read_samples(tmp_path)
+
+
+def test_folders_without_samples(tmp_path: Path) -> None:
+    with pytest.raises(SamplesError, match=f"has no {LINES_FILE}"):
+        read_samples(tmp_path)
+    with pytest.raises(SamplesError, match="there is no folder"):
+        read_samples(tmp_path / "nowhere")
+
+
+def test_answers_follow_their_prompts(checkpoint: Checkpoint, prompts: list[Prompt]) -> None:
+    tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+    answer = tokenizer.encode("Good morning.", add_special_tokens=False).ids
+    assert prompts[0].input_ids[-len(answer) :].tolist() == answer
+    (asked, _) = SAMPLES[0].encode(tokenizer, [])
+    assert prompts[0].input_ids[: -len(answer)].tolist() == asked.input_ids.tolist()
