@@ -1,4 +1,4 @@
-"""The command line: `phi-edge export`, `chat`, `serve`, `info`."""
+"""The command line: `phi-edge export`, `chat`, `serve`, `info`, `certify`."""
 
 from __future__ import annotations
 
@@ -346,6 +346,11 @@ def info(*, model_path: Path, as_json: bool, verify: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
+    _show(facts)
+
+
+def _show(facts: dict[str, Any]) -> None:
+    """A table of names and values."""
     from rich.console import Console
     from rich.table import Table
 
@@ -360,6 +365,50 @@ def info(*, model_path: Path, as_json: bool, verify: bool) -> None:
         )
         table.add_row(name.replace("_", " "), shown)
     Console().print(table, markup=False)
+
+
+@cli.command()
+@click.argument("model_path", metavar="PACKAGE", type=click.Path(path_type=Path))
+@click.option(
+    "--reference",
+    "reference_path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Package of the same checkpoint to compare with, as a rule of precision fp32.",
+)
+@click.option(
+    "--samples",
+    "samples_path",
+    type=click.Path(path_type=Path),
+    help="Folder of samples: images, texts, or samples.jsonl. A bundled set when not given.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_provider_option
+@_threads_option
+def certify(
+    *,
+    model_path: Path,
+    reference_path: Path,
+    samples_path: Path | None,
+    as_json: bool,
+    provider: str,
+    threads: int | None,
+) -> None:
+    """Tell what the conversion of PACKAGE has changed, and write it down in the package."""
+    from phi_edge.certify import CERTIFICATE_FILE, certify
+
+    samples = read_samples(samples_path) if samples_path else bundled_samples("held_out")
+    with (
+        load_model(model_path, provider=provider, num_threads=threads) as model,
+        load_model(reference_path, provider=provider, num_threads=threads) as reference,
+    ):
+        facts = certify(model, reference, samples).as_dict()
+    text = json.dumps(facts, indent=2)
+    (model_path / CERTIFICATE_FILE).write_text(f"{text}\n", encoding="utf-8")
+    if as_json:
+        click.echo(text)
+    else:
+        _show({name: f"{v:.4f}" if isinstance(v, float) else v for name, v in facts.items()})
 
 
 def _describe(manifest: package.Manifest) -> dict[str, Any]:

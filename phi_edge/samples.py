@@ -23,6 +23,7 @@ from phi_edge.errors import SamplesError
 from phi_edge.image import ImageCrops
 from phi_edge.prompt import Prompt, chat_text, encode_prompt, image_tags
 
+ANSWER_END = "<|end|>"
 LINES_FILE = "samples.jsonl"
 _BUNDLED = Path(__file__).parent / "sample_set"
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -45,9 +46,10 @@ class Sample(NamedTuple):
     def encode(
         self, tokenizer: Tokenizer, crops: Sequence[ImageCrops]
     ) -> tuple[Prompt, npt.NDArray[np.int64]]:
-        """The prompt, and the tokens of the answer after it, as the model meets them."""
+        """The prompt, and the tokens of the answer, with its end, as the model meets them."""
         text = chat_text([("user", image_tags(len(crops)) + self.question)])
-        ids = tokenizer.encode(self.answer, add_special_tokens=False).ids
+        answer = f"{self.answer}{ANSWER_END}" if self.answer else ""
+        ids = tokenizer.encode(answer, add_special_tokens=False).ids
         return encode_prompt(tokenizer, text, crops), np.array(ids, np.int64)
 
 

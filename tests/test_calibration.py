@@ -205,7 +205,7 @@ def test_folders_without_samples(tmp_path: Path) -> None:
 
 def test_answers_follow_their_prompts(checkpoint: Checkpoint, prompts: list[Prompt]) -> None:
     tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
-    answer = tokenizer.encode("Good morning.", add_special_tokens=False).ids
+    answer = tokenizer.encode("Good morning.<|end|>", add_special_tokens=False).ids
     assert prompts[0].input_ids[-len(answer) :].tolist() == answer
     (asked, _) = SAMPLES[0].encode(tokenizer, [])
     assert prompts[0].input_ids[: -len(answer)].tolist() == asked.input_ids.tolist()

@@ -17,12 +17,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 import phi_edge
-from phi_edge.engine import Logits
+from phi_edge.certify import Agreement
 from phi_edge.prompt import chat_text
+from phi_edge.samples import ANSWER_END
 
 from .questions import TASKS, Example, Turn, make_example
 
@@ -52,28 +50,6 @@ class Score:
         centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
         half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
         return (centre - half, centre + half)
-
-
-@dataclasses.dataclass
-class Agreement:
-    """How near a package's next-token distributions are to the reference's."""
-
-    num_tokens: int = 0
-    num_equal: int = 0
-    sum_kl: float = 0.0
-
-    def add(self, found: Logits, reference: Logits) -> None:
-        """Count one position."""
-        log_p, log_q = _log_softmax(reference), _log_softmax(found)
-        self.num_tokens += 1
-        self.num_equal += int(found.argmax() == reference.argmax())
-        self.sum_kl += float(np.sum(np.exp(log_p) * (log_p - log_q)))
-
-
-def _log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max()
-    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
-    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,11 +126,10 @@ def compare(
     """Compare next-token distributions along the right answers."""
     agreement = Agreement()
     for question in questions:
-        ids = model.tokenizer.encode(question.turn.answer, add_special_tokens=False).ids
-        runs = [each.start(question.encode(each)) for each in (model, reference)]
-        agreement.add(*(run.logits for run in runs))
-        for token_id in ids:
-            agreement.add(*(run.append(token_id) for run in runs))
+        answer = f"{question.turn.answer}{ANSWER_END}"
+        ids = model.tokenizer.encode(answer, add_special_tokens=False).ids
+        prompt = question.encode(model)
+        agreement.follow(model.start(prompt), reference.start(prompt), ids)
     return agreement
 
 
@@ -192,8 +167,8 @@ def main() -> None:
                 agreement = compare(model, reference, questions)
             result["agreement"] = dataclasses.asdict(agreement)
             print(
-                f"\nnext-token agreement {agreement.num_equal / agreement.num_tokens:.2%}, "
-                f"KL divergence {agreement.sum_kl / agreement.num_tokens:.4f} nats"
+                f"\nnext-token agreement {agreement.equal:.2%}, "
+                f"KL divergence {agreement.kl:.4f} nats"
             )
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,84 @@
+"""Certificates of packages."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import phi_edge
+from phi_edge import PackageError
+from phi_edge.certify import CERTIFICATE_FILE, Agreement, certify
+from phi_edge.cli import cli
+from phi_edge.samples import Sample, bundled_samples
+
+from .conftest import GOLDEN, Exporter
+
+SAMPLES = [
+    Sample("Hello there", "Good morning."),
+    Sample("What is it?", "A dot.", (GOLDEN / "images" / "rgba_64x64.png",)),
+]
+
+
+def test_agreement_by_hand() -> None:
+    """Two tokens, and distributions that are each other's mirror."""
+    agreement = Agreement()
+    agreement.add(np.array([0.0, 1.0], np.float32), np.array([1.0, 0.0], np.float32), 1)
+    assert (agreement.num_tokens, agreement.equal) == (1, 0)
+    p = 1 / (1 + math.exp(-1))
+    assert agreement.kl == pytest.approx(p * math.log(p / (1 - p)) + (1 - p) * math.log(1 / p - 1))
+    assert agreement.sum_log_p == pytest.approx(math.log(p))
+    assert agreement.sum_reference_log_p == pytest.approx(math.log(1 - p))
+
+
+def test_a_package_agrees_with_itself(model: phi_edge.Model) -> None:
+    certificate = certify(model, model, SAMPLES)
+    assert certificate.num_samples == 2
+    assert certificate.next_token_agreement == certificate.greedy_agreement == 1
+    assert certificate.kl_divergence == pytest.approx(0, abs=1e-6)
+    assert certificate.perplexity == pytest.approx(certificate.reference_perplexity, rel=1e-4)
+
+
+def test_without_an_answer_the_reference_gives_one(model: phi_edge.Model) -> None:
+    sample = Sample("Hello there")
+    prompt, answer = sample.encode(model.tokenizer, [])
+    assert len(answer) == 0
+    num_greedy = len(list(model.generate(prompt, max_tokens=32)))
+    assert certify(model, model, [sample]).num_tokens == num_greedy
+
+
+def test_perplexity_is_that_of_the_log_probabilities(model: phi_edge.Model) -> None:
+    """As the API gives them: a greedy answer's own perplexity."""
+    sample = Sample("Hello there")
+    prompt, _ = sample.encode(model.tokenizer, [])
+    events = list(model.generate(prompt, max_tokens=5, num_logprobs=0))
+    run, reference = (model.start(prompt) for _ in "ab")
+    agreement = Agreement()
+    agreement.follow(run, reference, [event.token_id for event in events])
+    expected = sum(event.logprobs.logprob for event in events if event.logprobs)
+    assert agreement.sum_log_p == pytest.approx(expected, abs=1e-3)
+    assert agreement.num_tokens == 5
+
+
+def test_command(export_compact: Exporter, compact_fp32: Path, tmp_path: Path) -> None:
+    """It writes down what it says; the package still loads."""
+    package = Path(shutil.copytree(export_compact("int4"), tmp_path / "package"))
+    cli.main(["certify", str(package), "--reference", str(compact_fp32)], standalone_mode=False)
+    facts = json.loads((package / CERTIFICATE_FILE).read_text())
+    assert facts["num_samples"] == len(bundled_samples("held_out"))
+    assert 0 < facts["kl_divergence"] < 0.1
+    assert facts["next_token_agreement"] > 0.5
+    phi_edge.load_model(package).close()
+
+
+def test_packages_that_cannot_be_compared(model: phi_edge.Model, compact_fp32: Path) -> None:
+    with pytest.raises(ValueError, match="no samples"):
+        certify(model, model, [])
+    with phi_edge.load_model(compact_fp32) as other:
+        other.tokenizer.add_tokens(["surplus"])
+        with pytest.raises(PackageError, match="different tokenizers"):
+            certify(model, other, SAMPLES)
