@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
-import ml_dtypes  # noqa: F401 - teaches NumPy the name "bfloat16", which safetensors asks for
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
 from phi_edge import package
 from phi_edge.errors import CheckpointError, CheckpointNotFoundError
 
+from .adapter import Adapter
 from .config import Phi3VConfig, expected_tensors, read_config, read_json
+from .tensors import StoredTensor, read_header
 
 INDEX_FILE = "model.safetensors.index.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -26,14 +25,6 @@ HUB_PATTERNS = ("*.json", "*.safetensors")
 _FLOAT_TYPES = ("BF16", "F16", "F32")
 
 
-class StoredTensor(NamedTuple):
-    """Where a tensor is: its file, its shape and its safetensors type name."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
-
-
 class Checkpoint:
     """A checked checkpoint. Nothing but headers is read until `read` asks for a tensor.
 
@@ -41,10 +32,15 @@ class Checkpoint:
         folder: Where the files are.
         config: The parsed `config.json`.
         tensors: Every tensor by its official name.
+        adapter: What is merged into them, if anything.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, adapter: Path | None = None) -> None:
         """Open a local folder and check that it is complete.
+
+        Args:
+            folder: The checkpoint.
+            adapter: Folder of a LoRA adapter to merge into it.
 
         Raises:
             CheckpointNotFoundError: There is no such folder.
@@ -62,30 +58,32 @@ class Checkpoint:
                 "download the checkpoint's tokenizer files too"
             )
         self.tensors: Mapping[str, StoredTensor] = {
-            name: stored for file in _weight_files(folder) for name, stored in _read_header(file)
+            name: stored
+            for file in _weight_files(folder)
+            for name, stored in read_header(file).items()
         }
         _check_tensors(folder, self.tensors, expected_tensors(self.config))
+        self.adapter = Adapter(adapter, self.tensors) if adapter else None
 
     @property
     def files(self) -> list[Path]:
         """The files that the package is made from."""
         names = {"config.json", PREPROCESSOR_FILE, *TOKENIZER_FILES, *_OPTIONAL_FILES}
         present = [path for name in sorted(names) if (path := self.folder / name).is_file()]
-        return present + sorted({stored.file for stored in self.tensors.values()})
+        weights = sorted({stored.file for stored in self.tensors.values()})
+        return [*present, *weights, *(self.adapter.files if self.adapter else ())]
 
     def read(self, name: str) -> npt.NDArray[np.generic]:
-        """Read one tensor, in its stored type (bfloat16, float16 or float32).
+        """Read one tensor, merged with its part of the adapter.
 
-        The file is opened for this tensor alone: a mapping kept open would count every page
-        ever read as resident memory.
+        Returns:
+            Its stored type (bfloat16, float16 or float32), or float32 where the adapter changes it.
+
+        Raises:
+            CheckpointError: It cannot be read.
         """
-        file = self.tensors[name].file
-        try:
-            with safe_open(file, framework="np") as reader:
-                tensor: npt.NDArray[np.generic] = reader.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file}: {name} cannot be read: {error}") from None
-        return tensor
+        tensor = self.tensors[name].read()
+        return self.adapter.merge(name, tensor) if self.adapter else tensor
 
 
 _OPTIONAL_FILES = (INDEX_FILE, "generation_config.json")
@@ -145,18 +143,6 @@ def _weight_files(folder: Path) -> list[Path]:
             "when they are opened and are refused: convert them to safetensors first"
         )
     raise CheckpointError(f"{folder} has no *.safetensors files")
-
-
-def _read_header(file: Path) -> Iterator[tuple[str, StoredTensor]]:
-    try:
-        with safe_open(file, framework="np") as reader:
-            for name in reader.keys():  # noqa: SIM118 - the reader is not a mapping
-                part = reader.get_slice(name)
-                yield name, StoredTensor(file, tuple(part.get_shape()), part.get_dtype())
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{file} is not a complete safetensors file ({error}): download it again"
-        ) from None
 
 
 def _check_tensors(

@@ -107,6 +107,11 @@ def cli(*, verbose: bool) -> None:
     help="Folder of samples for --method gptq: images, texts, or samples.jsonl. A bundled set "
     "when not given.",
 )
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    help="Folder of a LoRA adapter, as PEFT writes it, to merge into the weights.",
+)
 @_provider_option
 @click.option("--overwrite", is_flag=True, help="Replace a package that is already at OUT.")
 def export(
@@ -117,12 +122,13 @@ def export(
     method: str,
     block_size: str,
     calibration: Path | None,
+    adapter: Path | None,
     provider: str,
     overwrite: bool,
 ) -> None:
     """Convert CHECKPOINT, a folder or a Hugging Face hub name, to the package OUT."""
     exporter, quantizer = _tool("export"), _tool("quantize")
-    source = exporter.Checkpoint(exporter.find_checkpoint(checkpoint))
+    source = exporter.Checkpoint(exporter.find_checkpoint(checkpoint), adapter)
     if calibration and method != "gptq":
         raise click.UsageError("--calibration goes with --method gptq alone")
     samples = []
