@@ -145,7 +145,9 @@ def export(
             samples=samples,
             progress=progress,
         )
-    click.echo(f"{out}: {precision} for {provider}, {manifest.size / 1e9:.2f} GB")
+    from rich.filesize import decimal
+
+    click.echo(f"{out}: {precision} for {provider}, {decimal(manifest.size)}")
 
 
 @contextmanager

@@ -115,6 +115,7 @@ def test_wheel(compact_checkpoint: Path, tmp_path: Path) -> None:
         archive.extractall(tmp_path / "site")
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"phi_edge"}
+    assert wheel.stat().st_size < 8e6
     for name in ("export/exporter.py", "quantize/blockwise.py", "py.typed", "cli.py"):
         assert f"phi_edge/{name}" in names
 
@@ -128,5 +129,6 @@ def test_wheel(compact_checkpoint: Path, tmp_path: Path) -> None:
 
     where = run("-c", "import phi_edge.export.exporter as module; print(module.__file__)")
     assert Path(where.strip()).is_relative_to(tmp_path)
+    assert run("-m", "phi_edge", "chat", "What do bees make?") == "Honey.\n"
     run("-m", "phi_edge", "export", compact_checkpoint, "package")
     assert run("-m", "phi_edge", "chat", "--model", "package", "--max-tokens", 3, "Hi").strip()

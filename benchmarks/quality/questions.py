@@ -210,9 +210,9 @@ def _about_facts(rng: random.Random) -> Made:
 
 # How often each kind of conversation comes.
 _KINDS: dict[Callable[[random.Random], Made], float] = {
-    _about_shapes: 0.42,
-    _about_chart: 0.26,
-    _about_text: 0.24,
+    _about_shapes: 0.38,
+    _about_chart: 0.2,
+    _about_text: 0.34,
     _about_two: 0.05,
     _about_facts: 0.03,
 }

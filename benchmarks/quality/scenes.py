@@ -36,12 +36,12 @@ COLOURS = {
     "pink": (245, 150, 190),
 }
 SHAPES = ("circle", "square", "triangle", "star")
-KINDS = (*SHAPES, "bar", *string.digits, *string.ascii_lowercase)
+KINDS = (*SHAPES, "bar", *string.digits, *string.ascii_uppercase)
 _AXIS = (60, 60, 60)
 WORDS = [
-    *("apple", "bird", "boat", "book", "cake", "chair", "cloud", "cold", "dog", "door", "fire"),
-    *("fish", "gold", "hand", "house", "ice", "key", "lamp", "leaf", "milk", "moon", "park"),
-    *("rain", "river", "road", "salt", "ship", "snow", "sun", "tree", "warm", "wind", "wolf"),
+    *("APPLE", "BIRD", "BOAT", "BOOK", "CAKE", "CHAIR", "CLOUD", "COLD", "DOG", "DOOR", "FIRE"),
+    *("FISH", "GOLD", "HAND", "HOUSE", "ICE", "KEY", "LAMP", "LEAF", "MILK", "MOON", "PARK"),
+    *("RAIN", "RIVER", "ROAD", "SALT", "SHIP", "SNOW", "SUN", "TREE", "WARM", "WIND", "WOLF"),
 ]
 
 # A layout is where things stand, coarsely. One in ten is kept from training.
@@ -320,8 +320,8 @@ def make_shapes(rng: random.Random, num_things: int) -> ShapesScene:
 
 def make_text(rng: random.Random, text: str) -> TextScene:
     """A text at a random place and in a size that fits."""
-    largest = min(120, int(SIZE * 0.85 / (0.62 * len(text))))
-    font_size = rng.randint(min(44, largest), largest)
+    largest = min(96, int(0.9 * SIZE * 100 / _font(100).getlength(text)))
+    font_size = rng.randint(min(56, largest), largest)
     colour = rng.choice([colour for colour in COLOURS if colour != "yellow"])
     width = sum(Glyph(colour, character, 0, 0, font_size).width for character in text)
     x = rng.randint(6, SIZE - width - 6)

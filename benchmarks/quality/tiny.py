@@ -77,8 +77,8 @@ def train_tokenizer() -> Tokenizer:
     learner.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     )
-    # Words alone: no merge runs across a space, a digit or a sign.
-    learner.pre_tokenizer = pre_tokenizers.Split(Regex(r"▁?[A-Za-z]+|."), behavior="isolated")
+    # Words alone: no merge runs across a space, a digit, a capital or a sign.
+    learner.pre_tokenizer = pre_tokenizers.Split(Regex(r"▁?[A-Z]?[a-z]+|."), behavior="isolated")
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE - len(CHAT_TOKENS),
         special_tokens=FIRST_TOKENS,

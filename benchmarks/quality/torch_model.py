@@ -68,6 +68,20 @@ class ClipEmbeddings(nn.Module):
         self.patch_embedding = nn.Conv2d(3, width, patch, patch, bias=False)
         self.position_embedding = nn.Embedding(num_patches + 1, width)
 
+    @torch.no_grad()
+    def start_positions(self) -> None:
+        """Waves along both axes to begin with: neighbours find each other from the first step."""
+        table = self.position_embedding.weight
+        side = math.isqrt(len(table) - 1)
+        quarter = table.shape[1] // 4
+        # From two patches' distance to twice the side.
+        lengths = torch.logspace(math.log2(4), math.log2(4 * side), quarter, 2)
+        angles = 2 * math.pi * torch.arange(side)[:, None] / lengths
+        waves = torch.cat([angles.sin(), angles.cos()], 1)
+        table[0] = 0
+        table[1:, : 2 * quarter] = waves.repeat_interleave(side, 0)
+        table[1:, 2 * quarter :] = waves.repeat(side, 1)
+
     def forward(self, crops: Tensor) -> Tensor:
         """[crops, 3, 336, 336] -> [crops, 577, width]."""
         patches = self.patch_embedding(crops).flatten(2).transpose(1, 2)
@@ -258,6 +272,8 @@ class Phi3V(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
+    if isinstance(module, ClipEmbeddings):
+        module.start_positions()  # after its table, which comes first
     if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
         fan_in = module.weight[0].numel()
         is_table = isinstance(module, nn.Embedding)
