@@ -108,6 +108,12 @@ def cli(*, verbose: bool) -> None:
     "when not given.",
 )
 @click.option(
+    "--float-activations",
+    is_flag=True,
+    help="int4 on the CPU: do not round activations to 8 bits. Slower, and nearer to the "
+    "checkpoint where single channels are far larger than the rest.",
+)
+@click.option(
     "--adapter",
     type=click.Path(path_type=Path),
     help="Folder of a LoRA adapter, as PEFT writes it, to merge into the weights.",
@@ -122,15 +128,23 @@ def export(
     method: str,
     block_size: str,
     calibration: Path | None,
+    float_activations: bool,
     adapter: Path | None,
     provider: str,
     overwrite: bool,
 ) -> None:
     """Convert CHECKPOINT, a folder or a Hugging Face hub name, to the package OUT."""
-    exporter, quantizer = _tool("export"), _tool("quantize")
-    source = exporter.Checkpoint(exporter.find_checkpoint(checkpoint), adapter)
     if calibration and method != "gptq":
         raise click.UsageError("--calibration goes with --method gptq alone")
+    exporter, quantizer = _tool("export"), _tool("quantize")
+    source = exporter.Checkpoint(exporter.find_checkpoint(checkpoint), adapter)
+    recipe = quantizer.make_recipe(
+        precision,
+        provider,
+        method=method,
+        block_size=int(block_size),
+        float_activations=float_activations,
+    )
     samples = []
     if method == "gptq":
         chosen = read_samples(calibration) if calibration else bundled_samples("calibration")
@@ -139,7 +153,7 @@ def export(
         manifest = exporter.export_package(
             source,
             out,
-            quantizer.make_recipe(precision, provider, method=method, block_size=int(block_size)),
+            recipe,
             provider=provider,
             overwrite=overwrite,
             samples=samples,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .blockwise import BlockQuantizer, QuantizedBlocks, dequantize
+from .blockwise import BlockQuantizer, Method, QuantizedBlocks, dequantize
 from .recipe import Recipe, make_recipe
 
-__all__ = ["BlockQuantizer", "QuantizedBlocks", "Recipe", "dequantize", "make_recipe"]
+__all__ = ["BlockQuantizer", "Method", "QuantizedBlocks", "Recipe", "dequantize", "make_recipe"]

@@ -39,7 +39,12 @@ class Recipe:
 
 
 def make_recipe(
-    precision: str, provider: str, *, method: Method = "nearest", block_size: int = 32
+    precision: str,
+    provider: str,
+    *,
+    method: Method = "nearest",
+    block_size: int = 32,
+    float_activations: bool = False,
 ) -> Recipe:
     """The recipe for a precision on an execution provider.
 
@@ -48,10 +53,17 @@ def make_recipe(
         provider: "cpu", "cuda" or "dml".
         method: How int4 values are chosen; see `BlockQuantizer`.
         block_size: Weights that share a 4-bit scale.
+        float_activations: On the CPU, multiply the decoder's weights by activations as they are,
+            and not rounded to 8 bits, which is faster.
 
     Raises:
-        ValueError: There is no such precision, or the provider cannot run it.
+        ValueError: There is no such precision, the provider cannot run it, or it has no such
+            choices.
     """
+    if float_activations and (precision, provider) != ("int4", "cpu"):
+        raise ValueError("activations are rounded in int4 on the CPU alone")
+    if method != "nearest" and precision != "int4":
+        raise ValueError(f"the method {method!r} is one of int4; {precision} is not quantized")
     if precision == "fp32":
         if provider == "cuda":
             # https://github.com/microsoft/onnxruntime/blob/main/docs/OperatorKernels.md
@@ -63,8 +75,10 @@ def make_recipe(
         raise ValueError(f"precision must be fp32, fp16 or int4, not {precision!r}")
 
     if provider == "cpu":
-        # Accuracy level 4 lets the CPU kernels multiply integers, activations in 8 bits.
-        int4 = BlockQuantizer(4, block_size, symmetric=False, accuracy_level=4, method=method)
+        # Accuracy level 4 lets the CPU kernels multiply integers, activations in 8 bits; 1 is
+        # float32.
+        level = 1 if float_activations else 4
+        int4 = BlockQuantizer(4, block_size, symmetric=False, accuracy_level=level, method=method)
         int8 = BlockQuantizer(8, 128, symmetric=True, accuracy_level=4)
         # A row that is looked up cannot end in padding, so its blocks have to fit every width.
         lookup = BlockQuantizer(8, 32, symmetric=True)

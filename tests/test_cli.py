@@ -113,6 +113,10 @@ def test_progress_bar(compact_checkpoint: Path, tmp_path: Path) -> None:
         (["chat", "--model", "nowhere", "--image", "no.png", "Hi"], 1, "no image at no.png"),
         (["chat", "--model", "nowhere", "--temperature", "x", "Hi"], 2, "not a valid float"),
         (["info", "nowhere"], 1, "not a phi_edge package"),
+        (["export", "a", "b", "--calibration", "c"], 2, "goes with --method gptq alone"),
+        (["certify", "nowhere"], 2, "Missing option '--reference'"),
+        (["certify", "nowhere", "--reference", "no"], 1, "not a phi_edge package"),
+        (["certify", "nowhere", "--reference", "no", "--samples", "x"], 1, "no folder of samples"),
         (["export", "nowhere", "out"], 1, "no checkpoint folder at nowhere"),
     ],
 )

@@ -154,6 +154,14 @@ def test_recipes() -> None:
     assert make_recipe("fp16", "cuda").float_dtype == "float16"
     assert make_recipe("int4", "cpu").float_dtype == "float32"
     assert make_recipe("int4", "dml").float_dtype == "float16"
+    for float_activations, level in ((False, 4), (True, 1)):
+        recipe = make_recipe("int4", "cpu", float_activations=float_activations, block_size=64)
+        decoder = recipe.quantizers["decoder"]
+        assert (decoder.accuracy_level, decoder.block_size) == (level, 64)
+    with pytest.raises(ValueError, match="on the CPU alone"):
+        make_recipe("int4", "cuda", float_activations=True)
+    with pytest.raises(ValueError, match="fp16 is not quantized"):
+        make_recipe("fp16", "cpu", method="search")
     with pytest.raises(ValueError, match="precision must be"):
         make_recipe("int3", "cpu")
     with pytest.raises(ValueError, match="no fp32 kernel"):

@@ -116,7 +116,8 @@ def test_wheel(compact_checkpoint: Path, tmp_path: Path) -> None:
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"phi_edge"}
     assert wheel.stat().st_size < 8e6
-    for name in ("export/exporter.py", "quantize/blockwise.py", "py.typed", "cli.py"):
+    samples = "sample_set/held_out/samples.jsonl"
+    for name in ("export/exporter.py", "quantize/blockwise.py", "py.typed", "cli.py", samples):
         assert f"phi_edge/{name}" in names
 
     def run(*arguments: object) -> str:

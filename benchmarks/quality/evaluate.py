@@ -109,14 +109,14 @@ def is_right(answer: str, turn: Turn) -> bool:
 
 def evaluate(model: phi_edge.Model, questions: Sequence[Question]) -> dict[str, Score]:
     """Ask every question and count, by task and in all."""
-    scores: dict[str, Score] = {}
+    scores = {task: Score() for task in dict.fromkeys(question.task for question in questions)}
+    scores["all"] = Score()
     for question in questions:
         events = model.generate(question.encode(model), max_tokens=_MAX_ANSWER_TOKENS)
         right = is_right("".join(event.text for event in events), question.turn)
         for name in (question.task, "all"):
-            score = scores.setdefault(name, Score())
-            score.num_asked += 1
-            score.num_right += right
+            scores[name].num_asked += 1
+            scores[name].num_right += right
     return scores
 
 

@@ -11,7 +11,22 @@ from pathlib import Path
 
 from phi_edge.samples import LINES_FILE
 
-from .questions import make_example
+from .questions import Split, make_example
+
+
+def write_samples(folder: Path, split: Split, count: int) -> None:
+    """Write one turn each of the first conversations of a split."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number in range(count):
+        example = make_example(split, number)
+        names = [f"{number}-{index}.png" for index in range(len(example.scenes))]
+        for name, image in zip(names, example.images(), strict=True):
+            image.save(folder / name)
+        turn = example.turns[0]
+        lines.append({"question": turn.question, "answer": turn.answer, "images": names})
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    (folder / LINES_FILE).write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -20,17 +35,7 @@ def main() -> None:
     parser.add_argument("--split", choices=("train", "held_out"), default="train")
     parser.add_argument("--count", type=int, default=100, help="conversations, one turn of each")
     args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for number in range(args.count):
-        example = make_example(args.split, number)
-        names = [f"{number}-{index}.png" for index in range(len(example.scenes))]
-        for name, image in zip(names, example.images(), strict=True):
-            image.save(args.folder / name)
-        turn = example.turns[0]
-        lines.append({"question": turn.question, "answer": turn.answer, "images": names})
-    text = "".join(f"{json.dumps(line)}\n" for line in lines)
-    (args.folder / LINES_FILE).write_text(text, encoding="utf-8")
+    write_samples(args.folder, args.split, args.count)
 
 
 if __name__ == "__main__":
