@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from tokenizers import Tokenizer
 
 from phi_edge import package
 from phi_edge.image import open_image, preprocess
@@ -160,17 +159,14 @@ def encode_samples(checkpoint: Checkpoint, samples: Iterable[Sample]) -> list[Pr
     """Samples as the checkpoint's runtime would meet them, each with its answer.
 
     Raises:
+        CheckpointError: The checkpoint's tokenizer or image settings cannot be read.
         ImageError: An image cannot be read.
     """
-    tokenizer = Tokenizer.from_file(str(checkpoint.folder / package.TOKENIZER_FILE))
-    preprocessor = checkpoint.preprocessor
-    mean, std = (tuple(preprocessor[key]) for key in ("image_mean", "image_std"))
+    tokenizer = checkpoint.read_tokenizer()
+    settings = checkpoint.image_settings()
     prompts = []
     for sample in samples:
-        crops = [
-            preprocess(open_image(path), int(preprocessor["num_crops"]), mean, std)
-            for path in sample.images
-        ]
+        crops = [preprocess(open_image(path), *settings) for path in sample.images]
         prompt, answer = sample.encode(tokenizer, crops)
         prompts.append(Prompt(np.concatenate([prompt.input_ids, answer]), prompt.images))
     return prompts

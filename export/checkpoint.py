@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 
 from phi_edge import package
 from phi_edge.errors import CheckpointError, CheckpointNotFoundError
@@ -23,6 +25,14 @@ TOKENIZER_FILES = (package.TOKENIZER_FILE, package.TOKENIZER_CONFIG_FILE)
 HUB_PATTERNS = ("*.json", "*.safetensors")
 
 _FLOAT_TYPES = ("BF16", "F16", "F32")
+
+
+class ImageSettings(NamedTuple):
+    """What `preprocessor_config.json` says: most crops by default, and the pixels' mean and std."""
+
+    num_crops: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 class Checkpoint:
@@ -84,6 +94,40 @@ class Checkpoint:
         """
         tensor = self.tensors[name].read()
         return self.adapter.merge(name, tensor) if self.adapter else tensor
+
+    def read_tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            CheckpointError: It cannot be read.
+        """
+        file = self.folder / package.TOKENIZER_FILE
+        try:
+            return Tokenizer.from_file(str(file))
+        except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception
+            raise CheckpointError(f"{file} cannot be read: {error}") from None
+
+    def image_settings(self) -> ImageSettings:
+        """How images are preprocessed.
+
+        Raises:
+            CheckpointError: `preprocessor_config.json` does not say it.
+        """
+        try:
+            return ImageSettings(
+                num_crops=int(self.preprocessor["num_crops"]),
+                mean=_rgb(self.preprocessor["image_mean"]),
+                std=_rgb(self.preprocessor["image_std"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.folder / PREPROCESSOR_FILE} is incomplete ({type(error).__name__}: {error})"
+            ) from None
+
+
+def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue
 
 
 _OPTIONAL_FILES = (INDEX_FILE, "generation_config.json")

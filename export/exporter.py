@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from tokenizers import Tokenizer
 
 from phi_edge import __version__, package
 from phi_edge.errors import CheckpointError, PackageError
 from phi_edge.prompt import Prompt
 
 from .calibration import Calibration
-from .checkpoint import PREPROCESSOR_FILE, TOKENIZER_FILES, Checkpoint
+from .checkpoint import TOKENIZER_FILES, Checkpoint
+from .config import read_json
 from .decoder import build_decoder
 from .embedding import build_embedding
 from .genai import genai_config, processor_config
@@ -237,13 +237,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _model_info(checkpoint: Checkpoint, recipe: Recipe) -> package.ModelInfo:
-    config, preprocessor = checkpoint.config, checkpoint.preprocessor
-    try:
-        tokenizer = Tokenizer.from_file(str(checkpoint.folder / package.TOKENIZER_FILE))
-    except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception
-        raise CheckpointError(
-            f"{checkpoint.folder / package.TOKENIZER_FILE} cannot be read: {error}"
-        ) from None
+    config, tokenizer = checkpoint.config, checkpoint.read_tokenizer()
     found = {token: tokenizer.token_to_id(token) for token in ("<s>", *_END_TOKENS)}
     special = {token: token_id for token, token_id in found.items() if token_id is not None}
     missing = [token for token in found if token not in special]
@@ -252,40 +246,30 @@ def _model_info(checkpoint: Checkpoint, recipe: Recipe) -> package.ModelInfo:
             f"{checkpoint.folder / package.TOKENIZER_FILE} is not this checkpoint's tokenizer: "
             + (f"it has no {', '.join(missing)}" if missing else "it has too many tokens")
         )
-    try:
-        return package.ModelInfo(
-            hidden_size=config.hidden_size,
-            vocab_size=config.vocab_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            head_size=config.head_size,
-            context_length=config.max_position_embeddings,
-            original_context_length=config.original_max_position_embeddings,
-            io_dtype=recipe.float_dtype,
-            bos_token_id=special["<s>"],
-            eos_token_ids=_eos_token_ids(checkpoint, [special[token] for token in _END_TOKENS]),
-            pad_token_id=special["<|endoftext|>"],
-            num_crops=int(preprocessor["num_crops"]),
-            image_mean=_rgb(preprocessor["image_mean"]),
-            image_std=_rgb(preprocessor["image_std"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{checkpoint.folder / PREPROCESSOR_FILE} is incomplete "
-            f"({type(error).__name__}: {error})"
-        ) from None
-
-
-def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = map(float, values)
-    return red, green, blue
+    images = checkpoint.image_settings()
+    return package.ModelInfo(
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_size=config.head_size,
+        context_length=config.max_position_embeddings,
+        original_context_length=config.original_max_position_embeddings,
+        io_dtype=recipe.float_dtype,
+        bos_token_id=special["<s>"],
+        eos_token_ids=_eos_token_ids(checkpoint, [special[token] for token in _END_TOKENS]),
+        pad_token_id=special["<|endoftext|>"],
+        num_crops=images.num_crops,
+        image_mean=images.mean,
+        image_std=images.std,
+    )
 
 
 def _eos_token_ids(checkpoint: Checkpoint, default: list[int]) -> tuple[int, ...]:
     path = checkpoint.folder / "generation_config.json"
     if not path.is_file():
         return tuple(default)
-    listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id", [])
+    listed = read_json(path).get("eos_token_id", [])
     listed = listed if isinstance(listed, list) else [listed]
     return tuple(dict.fromkeys([*listed, *default]))

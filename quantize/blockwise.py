@@ -96,10 +96,12 @@ class BlockQuantizer:
             ValueError: Weights are not finite, or too large for the type of the scales; or a
                 calibrated method has no moments.
         """
-        if self.is_calibrated and moments is None:
-            raise ValueError("this method needs calibration")
         grids = Grids(self.bits, self.symmetric, self.scale_dtype, search=self.method != "nearest")
-        factor = error_factor(moments) if self.is_calibrated and moments is not None else None
+        factor = None
+        if self.is_calibrated:
+            if moments is None:
+                raise ValueError("this method needs calibration")
+            factor = error_factor(moments)
         out_features, in_features = weight.shape
         num_blocks = self.num_blocks(in_features)
         packed = np.empty((out_features, num_blocks, self.block_size * self.bits // 8), np.uint8)

@@ -49,14 +49,22 @@ class Grids:
         # The range has to hold zero, so that a weight of zero stays zero.
         low = np.minimum(blocks.min(axis=-1), 0)
         high = np.maximum(blocks.max(axis=-1), 0)
-        scales, zero_points = self._spanning(low, high)
-        if not np.isfinite(scales).all():
-            raise ValueError(f"weights are infinite, undefined or too large for {self.scale_dtype}")
-        if not self.search:
-            return scales, zero_points
-        least = np.full(scales.shape, np.inf, np.float32)
-        for span in _SPANS:
-            self._try(blocks, *self._spanning(low * span, high * span), scales, zero_points, least)
+        # What is not finite is refused here, and left out of a search.
+        with np.errstate(over="ignore", invalid="ignore"):
+            scales, zero_points = self._spanning(low, high)
+            if not np.isfinite(scales).all():
+                raise ValueError(
+                    f"weights are infinite, undefined or too large for {self.scale_dtype}"
+                )
+            if not self.search:
+                return scales, zero_points
+            least = np.full(scales.shape, np.inf, np.float32)
+            for span in _SPANS:
+                tried, zeros = self._spanning(low * span, high * span)
+                tried, error = self._fit(blocks, tried, zeros)
+                better = error < least
+                for best, found in ((least, error), (scales, tried), (zero_points, zeros)):
+                    np.copyto(best, found, where=better)
         return scales, zero_points
 
     def round(self, blocks: Floats, scales: Floats, zero_points: Floats) -> Floats:
@@ -75,33 +83,21 @@ class Grids:
         scales = self._as_stored((high - low) / np.float32(self.top))
         return scales, np.rint(-low / scales)
 
-    def _try(
-        self,
-        blocks: Floats,
-        scales: Floats,
-        zero_points: Floats,
-        best_scales: Floats,
-        best_zero_points: Floats,
-        least: Floats,
-    ) -> None:
-        """Fit the scales to the integers that they give, and keep the grids that are better."""
+    def _fit(self, blocks: Floats, scales: Floats, zero_points: Floats) -> tuple[Floats, Floats]:
+        """The scales that fit best to the integers of these grids, and the squared errors."""
         values = self.round(blocks, scales, zero_points)
         values -= zero_points[..., None]
         squares = np.einsum("...i,...i", values, values)
         products = np.einsum("...i,...i", values, blocks)
         fits = (squares > 0) & (products > 0)
-        scales = np.divide(products, squares, out=scales, where=fits)
-        scales = self._as_stored(scales)
-        values *= scales[..., None]
+        fitted = self._as_stored(np.divide(products, squares, out=scales.copy(), where=fits))
+        values *= fitted[..., None]
         values -= blocks
-        error = np.einsum("...i,...i", values, values)
-        better = error < least
-        for best, found in ((least, error), (best_scales, scales), (best_zero_points, zero_points)):
-            np.copyto(best, found, where=better)
+        error: Floats = np.einsum("...i,...i", values, values)
+        return fitted, error
 
     def _as_stored(self, scales: Floats) -> Floats:
         """Scales as the graph will hold them; 1 for a block of zeros."""
-        with np.errstate(over="ignore"):
-            stored = scales.astype(self.scale_dtype).astype(np.float32)
+        stored = scales.astype(self.scale_dtype).astype(np.float32)
         stored[stored == 0] = 1
         return stored

@@ -13,7 +13,7 @@ import phi_edge
 from export import Checkpoint, ExportProgress, encode_samples, export_package
 from export.calibration import Calibration
 from export.journal import Journal
-from phi_edge import SamplesError
+from phi_edge import CheckpointError, SamplesError
 from phi_edge.prompt import Prompt
 from phi_edge.samples import LINES_FILE, Sample, bundled_samples, read_samples
 from quantize import BlockQuantizer, dequantize, make_recipe
@@ -155,6 +155,18 @@ def test_without_correlation_there_is_nothing_to_compensate() -> None:
     )
     for one, other in zip(search, gptq, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [("tokenizer.json", "cannot be read"), ("preprocessor_config.json", "incomplete")],
+)
+def test_samples_of_a_checkpoint_with_a_bad_file(
+    checkpoint_copy: Path, file: str, reason: str
+) -> None:
+    (checkpoint_copy / file).write_text("{}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=f"{file} .*{reason}"):
+        encode_samples(Checkpoint(checkpoint_copy), SAMPLES)
 
 
 def test_bundled_samples(checkpoint: Checkpoint) -> None:

@@ -134,7 +134,7 @@ def test_float16_scales_are_made_up_for() -> None:
     assert (error <= 0.501 * blocks.scales.max()).all()
 
 
-@pytest.mark.parametrize("bad", [np.inf, np.nan])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_weights_must_be_finite(bad: float, *, symmetric: bool) -> None:
     weight = random_weight((4, 32))
