@@ -1,158 +1,238 @@
-"""Calibration: what each linear layer of the decoder is given to multiply.
-
-The checkpoint itself is run on samples in float32, one decoder layer at a time, each in a graph
-of its own. Between two layers the activations of all samples stand on disk, so memory holds one
-layer, whatever the size of the model.
-"""
+"""Calibration: quantizes the decoder layer by layer, by what each layer is given on samples."""
 
 from __future__ import annotations
 
-import logging
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
-from phi_edge import package
 from phi_edge.image import open_image, preprocess
 from phi_edge.prompt import Prompt
 from phi_edge.samples import Sample
-from phi_edge.session import engine_errors, open_session
 
 from .checkpoint import Checkpoint
-from .decoder import LAYER_LINEARS, build_layer
-from .embedding import build_embedding
-from .journal import Journal
-from .vision import build_vision
-from .weights import Weights
-
-logger = logging.getLogger(__name__)
+from .decoder import LAYER_LINEARS
+from .journal import Array, Journal
+from .layerwise import LayerwiseModel
+from .weights import Recipe
 
 Floats = npt.NDArray[np.float32]
 
+# Norms before linear layers, which take the opposite of a layer's input scales. For the two
+# other layers, rows of the layer before do.
+_NORMS = {"self_attn.qkv_proj": "input_layernorm", "mlp.gate_up_proj": "post_attention_layernorm"}
+_FEEDING_LAYERS = {"self_attn.o_proj": "self_attn.qkv_proj", "mlp.down_proj": "mlp.gate_up_proj"}
+# Rows of its inputs that a layer is judged by, of all prompts together.
+_NUM_ROWS = 256
+# Keys and values may grow this much above those of the samples before they are cut off.
+_CACHE_MARGIN = 1.2
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibratedLinear:
+    """How a linear layer was quantized; see `quantize.CalibratedBlocks`."""
+
+    accuracy_level: int
+    error: float
+    rounded_error: float
+
 
 class Calibration:
-    """Gives the second moments of linear layers' inputs, layer after layer."""
+    """What calibration has found. Packed weights stay in the journal.
 
-    def __init__(self, checkpoint: Checkpoint, prompts: Sequence[Prompt], journal: Journal) -> None:
-        """Take the samples; nothing is run yet."""
-        self._checkpoint = checkpoint
-        self._prompts = prompts
+    Attributes:
+        linears: Linear layers by their official names.
+        divisors: Tensor -> what it is divided by, float32, as the weights after it were multiplied.
+        cache_scales: For each decoder layer, the scales of int8 keys and values, each float32
+            [kv_heads, head_size].
+    """
+
+    def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._weights = Weights(checkpoint, "float32", {})
-        self._moments: dict[str, Floats] = {}
+        self.linears: dict[str, CalibratedLinear] = {}
+        self.divisors: dict[str, Floats] = {}
+        self.cache_scales: list[tuple[Floats, Floats]] = []
 
-    def moments(self, name: str) -> Floats:
-        """The sum of `outer(x, x)` over all inputs `x` that a linear layer is given.
+    def blocks(self, name: str) -> tuple[Array, Array, Array | None]:
+        """Packed values, scales and zero points (None when symmetric) of a linear layer."""
+        stored = self._journal.load(name) or {}
+        return stored["packed"], stored["scales"], stored.get("zero_points")
 
-        Layers are asked for in their order, each once; asking for the first of a decoder layer
-        runs that layer.
+    def as_dict(self) -> dict[str, Any]:
+        """The facts about the linear layers, as JSON has them."""
+        return {name: dataclasses.asdict(linear) for name, linear in self.linears.items()}
 
-        Args:
-            name: Official name of a linear layer of the decoder, or "lm_head".
+    def add(self, facts: Mapping[str, Array]) -> None:
+        """Take what `_Calibrator` gives for a layer."""
+        for key, values in facts.items():
+            kind, _, name = key.partition(":")
+            if kind == "linear":
+                level, error, rounded_error = values.tolist()
+                self.linears[name] = CalibratedLinear(int(level), error, rounded_error)
+            elif kind == "divisor":
+                self.divisors[name] = np.asarray(values, np.float32)
+        if "keys" in facts:
+            keys, values = (np.asarray(facts[part], np.float32) for part in ("keys", "values"))
+            self.cache_scales.append((keys, values))
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    prompts: Sequence[Prompt],
+    journal: Journal,
+    progress: Callable[[str, int, int], None],
+) -> Calibration:
+    """Quantize the decoder's linear layers and `lm_head` for what they are given on prompts.
+
+    Args:
+        checkpoint: What to run and quantize.
+        recipe: How; calibrated.
+        prompts: Samples with their answers.
+        journal: Keeps what is done, so that a calibration that was interrupted goes on.
+        progress: Called before each decoder layer, and before `lm_head`, with its name, how many
+            are done, and how many there are.
+
+    Raises:
+        EngineError: ONNX Runtime cannot run a layer.
+        CheckpointError: Weights cannot be quantized.
+    """
+    calibrator = _Calibrator(checkpoint, recipe, prompts, journal)
+    calibration = Calibration(journal)
+    num_layers = checkpoint.config.num_hidden_layers
+    for index in range(num_layers + 1):
+        is_layer = index < num_layers
+        name = f"model.layers.{index}" if is_layer else "lm_head"
+        facts = journal.load(f"{name}.facts")
+        if facts is None:
+            progress(name, index, num_layers + 1)
+            facts = calibrator.layer(index) if is_layer else calibrator.head()
+            journal.store(f"{name}.facts", facts)
+        calibration.add(facts)
+    return calibration
+
+
+class _Calibrator:
+    """Quantizes layers, puts their weights into the journal, and gives the facts about them."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        recipe: Recipe,
+        prompts: Sequence[Prompt],
+        journal: Journal,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._recipe = recipe
+        self._journal = journal
+        self._model = LayerwiseModel(checkpoint, prompts, journal)
+        num_tokens = sum(prompt.num_tokens for prompt in prompts)
+        self._row_step = -(-num_tokens // _NUM_ROWS)
+
+    def layer(self, index: int) -> dict[str, Array]:
+        """A decoder layer with its four linear layers."""
+        config = self._checkpoint.config
+        linears = {
+            name: _Linear(self._checkpoint, self._recipe, "decoder", f"model.layers.{index}.{name}")
+            for name in LAYER_LINEARS
+        }
+        largest: dict[str, Floats] = {}
+
+        def see(name: str, values: Floats) -> None:
+            if name in linears:
+                linears[name].see(values, self._row_step)
+            else:
+                largest[name] = np.maximum(largest.get(name, 0), np.abs(values).max(axis=1))
+
+        self._model.run_layer(index, see)
+        facts: dict[str, Array] = {}
+        for name, linear in linears.items():
+            if (
+                name == "self_attn.o_proj"
+                and config.num_key_value_heads < config.num_attention_heads
+            ):
+                continue  # several heads read the same values
+            scales = linear.scale_inputs()
+            if scales is None:
+                continue
+            if name in _NORMS:
+                facts[f"divisor:model.layers.{index}.{_NORMS[name]}.weight"] = scales
+                continue
+            linears[_FEEDING_LAYERS[name]].weight[-len(scales) :] /= scales[:, None]
+            if name == "self_attn.o_proj":
+                largest["value"] /= scales.reshape(largest["value"].shape)
+        for name in LAYER_LINEARS:
+            facts |= self._finish(linears.pop(name))
+        for part in ("key", "value"):
+            facts[f"{part}s"] = largest[part] * np.float32(_CACHE_MARGIN / 127)
+        return facts
+
+    def head(self) -> dict[str, Array]:
+        """`lm_head`."""
+        linear = _Linear(self._checkpoint, self._recipe, "lm_head", "lm_head")
+        for normed in self._model.normed():
+            linear.see(normed, self._row_step)
+        scales = linear.scale_inputs()
+        facts: dict[str, Array] = {} if scales is None else {"divisor:model.norm.weight": scales}
+        return facts | self._finish(linear)
+
+    def _finish(self, linear: _Linear) -> dict[str, Array]:
+        (packed, scales, zero_points), *facts = linear.quantize()
+        arrays = {"packed": packed, "scales": scales}
+        self._journal.store(
+            linear.name, arrays if zero_points is None else {**arrays, "zero_points": zero_points}
+        )
+        return {f"linear:{linear.name}": np.array(facts, np.float64)}
+
+
+class _Linear:
+    """A linear layer, and what it was seen to get.
+
+    Attributes:
+        name: Official name.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, group: str, name: str) -> None:
+        self.name = name
+        self._checkpoint = checkpoint
+        self._quantizer: Any = recipe.quantizer(group, name)
+        self._moments: Floats | None = None
+        self._rows: list[Floats] = []
+
+    @cached_property
+    def weight(self) -> Floats:
+        """float32 [out_features, in_features]."""
+        return self._checkpoint.read(f"{self.name}.weight").astype(np.float32)
+
+    def see(self, inputs: Floats, step: int) -> None:
+        """Note inputs [tokens, in_features], and keep one row of each `step`, the first too: what
+        is like no other token is often the first.
+        """
+        products = inputs.T @ inputs
+        self._moments = products if self._moments is None else self._moments + products
+        self._rows.append(inputs[::step].copy())
+
+    def scale_inputs(self) -> Floats | None:
+        """Multiply the columns by what makes them easier to quantize, if anything does.
 
         Returns:
-            float32 [in_features, in_features].
-
-        Raises:
-            EngineError: ONNX Runtime cannot run the layer.
+            float32 [in_features]: what the inputs have to be divided by.
         """
-        if name not in self._moments:
-            self._moments.clear()
-            if name == "lm_head":
-                self._see_normed()
-            else:
-                self._run_layer(int(name.split(".")[2]))
-        return self._moments.pop(name)
+        rows = np.concatenate(self._rows)
+        scales: Floats | None = self._quantizer.input_scales(self.weight, rows)
+        if scales is not None:
+            np.multiply(self.weight, scales, out=self.weight)
+            self._rows = [rows / scales]
+            self._moments = self._moments / scales / scales[:, None]
+        return scales
 
-    def _see(self, name: str, inputs: Floats) -> None:
-        rows = inputs.reshape(-1, inputs.shape[-1])
-        self._moments[name] = self._moments.get(name, np.float32(0)) + rows.T @ rows
-
-    def _run_layer(self, index: int) -> None:
-        config = self._checkpoint.config
-        activations = self._activations(index)
-        logger.info("calibrating layer %d of %d", index + 1, config.num_hidden_layers)
-        empty = np.empty((1, config.num_key_value_heads, 0, config.head_size), np.float32)
-        outputs: list[Floats] = []
-        with self._session(build_layer(config, self._weights, index)) as session:
-            names = [value.name for value in session.get_inputs()]
-            for x, residual in zip(activations[::2], activations[1::2], strict=True):
-                mask = np.ones(x.shape[:2], np.int64)
-                feeds = dict(zip(names, (x, residual, mask, empty, empty), strict=True))
-                with engine_errors(f"running layer {index}"):
-                    *passed_on, qkv, attended, gate_up, inner = session.run(None, feeds)
-                outputs += passed_on
-                seen = (qkv, attended, gate_up, inner)
-                for linear, inputs in zip(LAYER_LINEARS, seen, strict=True):
-                    self._see(f"model.layers.{index}.{linear}", inputs)
-        self._journal.store(f"layer-{index + 1}", outputs)
-        # The one before is kept until this layer's weights are all quantized.
-        self._journal.remove(f"layer-{index - 1}")
-
-    def _activations(self, index: int) -> list[Floats]:
-        """What a layer is given: for each sample, `x` and `residual` [1, tokens, hidden_size]."""
-        stored = self._journal.load(f"layer-{index}", 2 * len(self._prompts))
-        if stored is None:
-            if index == 0:
-                self._journal.store("layer-0", self._embed())
-            else:
-                self._run_layer(index - 1)
-                self._moments.clear()
-            return self._activations(index)
-        return [np.asarray(array, np.float32) for array in stored]
-
-    def _embed(self) -> list[Floats]:
-        """Embeddings of all prompts, with image features in their slots, and no residual."""
-        config = self._checkpoint.config
-        features = [
-            [np.empty((0, config.hidden_size), np.float32)] for _ in range(len(self._prompts))
-        ]
-        with self._session(build_vision(config, self._weights)) as session:
-            for prompt, of_prompt in zip(self._prompts, features, strict=True):
-                for crops in prompt.images:
-                    feeds = {
-                        package.PIXEL_VALUES: crops.pixel_values[None],
-                        package.IMAGE_SIZES: np.array([crops.image_size], np.int64),
-                    }
-                    with engine_errors("encoding an image"):
-                        of_prompt.extend(session.run([package.IMAGE_FEATURES], feeds))
-        embedded: list[Floats] = []
-        with self._session(build_embedding(config, self._weights)) as session:
-            for prompt, of_prompt in zip(self._prompts, features, strict=True):
-                feeds = {
-                    package.INPUT_IDS: prompt.input_ids[None],
-                    package.IMAGE_FEATURES: np.concatenate(of_prompt),
-                }
-                with engine_errors("embedding a prompt"):
-                    (embeds,) = session.run([package.INPUTS_EMBEDS], feeds)
-                embedded += [embeds, np.zeros_like(embeds)]
-        return embedded
-
-    def _see_normed(self) -> None:
-        """The input of lm_head: the sum of both activations after the last layer, RMS-normed."""
-        config = self._checkpoint.config
-        weight = self._checkpoint.read("model.norm.weight").astype(np.float32)
-        activations = self._activations(config.num_hidden_layers)
-        for x, residual in zip(activations[::2], activations[1::2], strict=True):
-            total = x + residual
-            scale = np.sqrt(np.mean(total**2, axis=-1, keepdims=True) + config.rms_norm_eps)
-            self._see("lm_head", total / scale * weight)
-
-    @contextmanager
-    def _session(self, graph: ir.Model) -> Iterator[Any]:
-        """A session of a graph, whose weights stand on disk while it is open."""
-        folder = self._journal.folder / "graph"
-        folder.mkdir(exist_ok=True)
-        try:
-            ir.save(graph, folder / "graph.onnx", external_data="graph.data")
-            yield open_session(folder / "graph.onnx", "cpu")
-        finally:
-            shutil.rmtree(folder)
+    def quantize(self) -> Any:
+        """See `quantize.CalibratedQuantizer.calibrate`."""
+        return self._quantizer.calibrate(self.weight, self._moments, np.concatenate(self._rows))
 
 
 def encode_samples(checkpoint: Checkpoint, samples: Iterable[Sample]) -> list[Prompt]:

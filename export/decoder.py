@@ -275,19 +275,19 @@ class LayerAlone(nn.Module):
         attention_mask: ir.Value,
         past_key: ir.Value,
         past_value: ir.Value,
-    ) -> tuple[ir.Value, ir.Value]:
+    ) -> tuple[ir.Value, ...]:
         rope_length = op.Shape(attention_mask, start=1, end=2)
         at = self.positions(op, x, attention_mask, rope_length)
-        x, residual, _ = self.layer(op, x, residual, (past_key, past_value), at)
-        return x, residual
+        x, residual, cached = self.layer(op, x, residual, (past_key, past_value), at)
+        return x, residual, *cached
 
 
 def build_layer(config: Phi3VConfig, weights: Weights, index: int) -> ir.Model:
     """One decoder layer with what its linear layers are given, for calibration.
 
     `x` and `residual` [batch, sequence, hidden_size], `attention_mask` int64 [batch, total], keys
-    and values of earlier tokens -> `x`, `residual`, and the inputs of `LAYER_LINEARS`. The
-    weights have to be in floating point.
+    and values of earlier tokens -> `x`, `residual`, keys and values of all tokens, and the inputs
+    of `LAYER_LINEARS`. The weights have to be in floating point.
     """
     state: list[int | str | None] = ["batch", "sequence", config.hidden_size]
     cache: list[int | str | None] = ["batch", config.num_key_value_heads, "past", config.head_size]
@@ -298,7 +298,10 @@ def build_layer(config: Phi3VConfig, weights: Weights, index: int) -> ir.Model:
         ir.val("past_key", weights.dtype, cache),
         ir.val("past_value", weights.dtype, cache),
     ]
-    outputs = [ir.val(name, weights.dtype, state) for name in ("next_x", "next_residual")]
+    outputs = [
+        *(ir.val(name, weights.dtype, state) for name in ("next_x", "next_residual")),
+        *(ir.val(name, weights.dtype, cache) for name in ("key", "value")),
+    ]
     model = make_model("layer", inputs, outputs, LayerAlone(config, weights, index))
     matmuls = [node for node in model.graph if node.op_type == "MatMul"]
     for name, matmul in zip(LAYER_LINEARS, matmuls, strict=True):

@@ -14,7 +14,7 @@ from .config import Phi3VConfig
 from .layers import CONTRIB, Op, make_model
 from .weights import Weights
 
-_TOKENS = "model.embed_tokens.weight"
+_TOKENS = "model.embed_tokens"
 
 
 class Embedding(nn.Module):
@@ -22,14 +22,14 @@ class Embedding(nn.Module):
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
-        self.quantizer = weights.quantizer("embedding")
+        self.quantizer = weights.quantizer("embedding", _TOKENS)
         self.scales: nn.Parameter | None = None
         self.zero_points: nn.Parameter | None = None
         if self.quantizer is None:
-            self.weight = weights.parameter(_TOKENS)
+            self.weight = weights.parameter(f"{_TOKENS}.weight")
         else:
             self.weight, self.scales, self.zero_points = weights.quantized_parameters(
-                [_TOKENS], self.quantizer, flat=True
+                [f"{_TOKENS}.weight"], self.quantizer, flat=True
             )
 
     def forward(self, op: Op, input_ids: ir.Value, image_features: ir.Value) -> ir.Value:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx_ir as ir
 
@@ -20,7 +20,7 @@ from phi_edge import __version__, package
 from phi_edge.errors import CheckpointError, PackageError
 from phi_edge.prompt import Prompt
 
-from .calibration import Calibration
+from .calibration import calibrate
 from .checkpoint import TOKENIZER_FILES, Checkpoint
 from .config import read_json
 from .decoder import build_decoder
@@ -45,19 +45,24 @@ _VERSIONED = ("onnx-ir", "onnxscript", "numpy")
 
 @dataclasses.dataclass(frozen=True)
 class ExportProgress:
-    """How far the writing of weights has come.
+    """How far an export has come.
 
     Attributes:
-        tensor: Name of the tensor that is written next.
-        num_tensors, total_tensors: Tensors written, and all.
-        num_bytes, total_bytes: The same in bytes of the package.
+        stage: "calibrating", which takes most of the time where a recipe wants it, or "writing".
+        item: The layer that is calibrated, or the tensor that is written, next.
+        num_items, total_items: Layers or tensors that are done, and all.
+        num_bytes, total_bytes: The same in bytes of the package, while writing.
     """
 
-    tensor: str
-    num_tensors: int
-    total_tensors: int
-    num_bytes: int
-    total_bytes: int
+    stage: Literal["calibrating", "writing"]
+    item: str
+    num_items: int
+    total_items: int
+    num_bytes: int = 0
+    total_bytes: int = 0
+
+
+ShowProgress = Callable[[ExportProgress], None]
 
 
 def export_package(
@@ -68,7 +73,7 @@ def export_package(
     provider: str = "cpu",
     overwrite: bool = False,
     samples: Sequence[Prompt] = (),
-    progress: Callable[[ExportProgress], None] | None = None,
+    progress: ShowProgress = lambda _: None,
 ) -> package.Manifest:
     """Export a checkpoint.
 
@@ -83,7 +88,7 @@ def export_package(
         overwrite: Replace a package that is already at the target.
         samples: Prompts, with their answers, to run the checkpoint on where the recipe wants
             calibration. What is done is kept beside the target until the package is complete.
-        progress: Called before each tensor is written.
+        progress: Called before each layer is calibrated and each tensor is written.
 
     Raises:
         ValueError: There are no samples, and the recipe wants calibration.
@@ -95,8 +100,14 @@ def export_package(
     _check_target(target, overwrite=overwrite)
     model = _model_info(checkpoint, recipe)
     journal = _open_journal(checkpoint, target, recipe, samples)
-    calibration = Calibration(checkpoint, samples, journal) if journal else None
-    weights = Weights(checkpoint, recipe.float_dtype, recipe.quantizers, calibration, journal)
+    calibration = None
+    if journal:
+
+        def show(*state: Any) -> None:
+            progress(ExportProgress("calibrating", *state))
+
+        calibration = calibrate(checkpoint, recipe, samples, journal, show)
+    weights = Weights(checkpoint, recipe.float_dtype, recipe, calibration)
     graphs = {
         package.DECODER: build_decoder(checkpoint.config, weights, fused_rotary=provider != "dml"),
         package.EMBEDDING: build_embedding(checkpoint.config, weights),
@@ -115,7 +126,10 @@ def export_package(
             provider=provider,
             precision=recipe.precision,
             model=model,
-            recipe=recipe.as_dict(),
+            recipe={
+                **recipe.as_dict(),
+                "layers": calibration.as_dict() if calibration else {},
+            },
             source=source.result(),
             versions={"phi-edge": __version__, **{name: version(name) for name in _VERSIONED}},
             files=_describe(sorted(folder.iterdir())),
@@ -131,7 +145,7 @@ def _open_journal(
     checkpoint: Checkpoint, target: Path, recipe: Recipe, samples: Sequence[Prompt]
 ) -> Journal | None:
     """The journal of a calibrated export; None for another."""
-    if not any(quantizer.is_calibrated for quantizer in recipe.quantizers.values()):
+    if not recipe.is_calibrated:
         return None
     if not samples:
         raise ValueError("this recipe wants calibration, so it wants samples")
@@ -157,7 +171,7 @@ def _describe(files: Sequence[Path]) -> dict[str, package.FileEntry]:
 def _write_graphs(
     graphs: dict[str, ir.Model],
     folder: Path,
-    progress: Callable[[ExportProgress], None] | None,
+    progress: ShowProgress,
 ) -> None:
     tensors = [
         value.const_value
@@ -165,16 +179,16 @@ def _write_graphs(
         for value in graph.graph.initializers.values()
         if value.const_value is not None and value.const_value.nbytes > _INLINE_BYTES
     ]
-    state = ExportProgress("", 0, len(tensors), 0, sum(tensor.nbytes for tensor in tensors))
+    num_bytes = sum(tensor.nbytes for tensor in tensors)
+    state = ExportProgress("writing", "", 0, len(tensors), 0, num_bytes)
 
     def report(tensor: ir.TensorProtocol, _: ir.external_data.CallbackInfo) -> None:
         nonlocal state
-        state = dataclasses.replace(state, tensor=tensor.name or "")
-        if progress:
-            progress(state)
+        state = dataclasses.replace(state, item=tensor.name or "")
+        progress(state)
         state = dataclasses.replace(
             state,
-            num_tensors=state.num_tensors + 1,
+            num_items=state.num_items + 1,
             num_bytes=state.num_bytes + tensor.nbytes,
         )
 

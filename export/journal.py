@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +39,19 @@ class Journal:
         folder.mkdir(parents=True)
         file.write_text(key, encoding="utf-8")
 
-    def store(self, name: str, arrays: Sequence[Array | None]) -> None:
-        """Write a group; None is kept as None."""
+    def store(self, name: str, arrays: Mapping[str, Array]) -> None:
+        """Write a group of arrays, each by its key."""
         partial = self.folder / f"{name}.partial.npz"
-        named: dict[str, Any] = {
-            str(index): array for index, array in enumerate(arrays) if array is not None
-        }
+        named: dict[str, Any] = dict(arrays)
         np.savez(partial, **named)
         partial.replace(self._file(name))
 
-    def load(self, name: str, count: int) -> tuple[Array | None, ...] | None:
-        """A group of `count` arrays, or None where there is none."""
+    def load(self, name: str) -> dict[str, Array] | None:
+        """A group, or None where there is none."""
         if not self._file(name).is_file():
             return None
         with np.load(self._file(name)) as arrays:
-            return tuple(arrays.get(str(index)) for index in range(count))
+            return dict(arrays.items())
 
     def remove(self, name: str) -> None:
         """Forget a group."""

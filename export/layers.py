@@ -31,7 +31,7 @@ class Linear(nn.Module):
         super().__init__()
         matrices = [f"{name}.weight" for name in names]
         self.out_features, self.in_features = weights.shape(matrices)
-        self.quantizer = weights.quantizer(group)
+        self.quantizer = weights.quantizer(group, names[0])
         self.scales: nn.Parameter | None = None
         self.zero_points: nn.Parameter | None = None
         if self.quantizer is None:
@@ -40,6 +40,7 @@ class Linear(nn.Module):
             self.weight, self.scales, self.zero_points = weights.quantized_parameters(
                 matrices, self.quantizer
             )
+            self.accuracy_level = weights.accuracy_level(names[0], self.quantizer)
         self.bias = weights.parameter(*(f"{name}.bias" for name in names)) if bias else None
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
@@ -55,7 +56,7 @@ class Linear(nn.Module):
                 N=self.out_features,
                 bits=self.quantizer.bits,
                 block_size=self.quantizer.block_size,
-                accuracy_level=self.quantizer.accuracy_level,
+                accuracy_level=self.accuracy_level,
                 **CONTRIB,
             )
         return y if self.bias is None else op.Add(y, self.bias)

@@ -7,8 +7,8 @@ writer asks for its bytes, and let go of afterwards, so that memory holds one we
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,9 @@ from onnxscript import nn
 from phi_edge.errors import CheckpointError
 
 from .checkpoint import Checkpoint
-from .journal import Journal
+
+if TYPE_CHECKING:
+    from .calibration import Calibration
 
 Array = npt.NDArray[np.generic]
 
@@ -39,15 +41,8 @@ class Quantizer(Protocol):
 
     def num_blocks(self, in_features: int, /) -> int: ...
 
-    def quantize(self, weight: Array, moments: Any = None, /) -> tuple[Array, Array, Array | None]:
+    def quantize(self, weight: Array, /) -> tuple[Array, Array, Array | None]:
         """Packed values, scales and zero points of a matrix [out_features, in_features]."""
-
-
-class Moments(Protocol):
-    """What linear layers are given to multiply; `calibration.Calibration` is one."""
-
-    def moments(self, name: str, /) -> Array:
-        """The sum of `outer(x, x)` over the inputs `x` of a linear layer."""
 
 
 class Recipe(Protocol):
@@ -58,7 +53,10 @@ class Recipe(Protocol):
     @property
     def float_dtype(self) -> str: ...
     @property
-    def quantizers(self) -> Mapping[str, Quantizer]: ...
+    def is_calibrated(self) -> bool: ...
+
+    def quantizer(self, group: str, name: str, /) -> Quantizer | None:
+        """How a layer of a group of weights is quantized; None for floating point."""
 
     def as_dict(self) -> dict[str, Any]: ...
 
@@ -74,28 +72,31 @@ class Weights:
         self,
         checkpoint: Checkpoint,
         float_dtype: str,
-        quantizers: Mapping[str, Quantizer],
-        calibration: Moments | None = None,
-        journal: Journal | None = None,
+        recipe: Recipe | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         """Take what parameters are made from.
 
         Args:
             checkpoint: Where the weights are.
             float_dtype: "float32" or "float16".
-            quantizers: Weight group -> quantizer; a group without one stays in floating point.
-            calibration: Asked for calibrated quantizers.
-            journal: Keeps what these give, which takes long.
+            recipe: How to quantize them; everything stays in floating point when None.
+            calibration: What was found for a calibrated recipe.
         """
         self._checkpoint = checkpoint
-        self._quantizers = quantizers
+        self._recipe = recipe
         self._calibration = calibration
-        self._journal = journal
         self.dtype = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}[float_dtype]
 
-    def quantizer(self, group: str) -> Quantizer | None:
-        """The recipe's quantizer for a group of weights, or None for floating point."""
-        return self._quantizers.get(group)
+    def quantizer(self, group: str, name: str) -> Quantizer | None:
+        """The recipe's quantizer for a layer, or None for floating point."""
+        return self._recipe.quantizer(group, name) if self._recipe else None
+
+    def accuracy_level(self, name: str, quantizer: Quantizer) -> int:
+        """The accuracy level of a quantized layer's kernel."""
+        if self._calibration and quantizer.is_calibrated:
+            return self._calibration.linears[name].accuracy_level
+        return quantizer.accuracy_level
 
     def shape(self, names: Sequence[str]) -> tuple[int, ...]:
         """Shape of the named tensors, stacked along their first axis."""
@@ -176,20 +177,19 @@ class Weights:
         return packed, scales, zero_points
 
     def _quantize(self, names: Sequence[str], quantizer: Quantizer) -> tuple[Array | None, ...]:
-        if not quantizer.is_calibrated or self._calibration is None:
-            return quantizer.quantize(self._read(names))
-        (name,) = names
-        name = name.removesuffix(".weight")
-        done = self._journal.load(name, 3) if self._journal else None
-        if done is None:
-            done = quantizer.quantize(self._read(names), self._calibration.moments(name))
-            if self._journal:
-                self._journal.store(name, done)
-        return done
+        if self._calibration and quantizer.is_calibrated:
+            (name,) = names
+            return self._calibration.blocks(name.removesuffix(".weight"))
+        return quantizer.quantize(self._read(names))
 
     def _read(self, names: Sequence[str]) -> Array:
-        arrays = [self._checkpoint.read(name) for name in names]
+        arrays = [self._read_one(name) for name in names]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+    def _read_one(self, name: str) -> Array:
+        array = self._checkpoint.read(name)
+        divisor = self._calibration.divisors.get(name) if self._calibration else None
+        return array if divisor is None else array.astype(np.float32) / divisor
 
 
 def lazy_parameter(

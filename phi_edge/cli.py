@@ -24,6 +24,7 @@ from phi_edge.samples import bundled_samples, read_samples
 from phi_edge.session import PROVIDERS
 
 _INTERRUPTED = 130
+_SPEED_SECONDS = 600
 
 _provider_option = click.option(
     "--provider",
@@ -88,30 +89,32 @@ def cli(*, verbose: bool) -> None:
 )
 @click.option(
     "--method",
-    type=click.Choice(["nearest", "search", "gptq"]),
-    default="nearest",
-    show_default=True,
-    help="How int4 values are chosen: the nearest, by a search for the best scales, or calibrated "
-    "on samples, which takes longest and is best.",
+    type=click.Choice(["gptq", "search", "nearest"]),
+    help="How int4 values are chosen. gptq, the default, is calibrated on samples: it takes "
+    "longest and is best. search looks for good scales, nearest takes the first ones.",
 )
 @click.option(
     "--block-size",
     type=click.Choice(["16", "32", "64", "128", "256"]),
-    default="32",
-    show_default=True,
-    help="Weights that share an int4 scale.",
+    help="Weights that share an int4 scale; 128 by default. Large blocks are fast on a CPU.",
+)
+@click.option(
+    "--activations",
+    type=click.Choice(["auto", "int8", "float"]),
+    help="What int4 weights are multiplied by on a CPU: activations rounded to 8 bits, which is "
+    "fast, or as they are. auto, the default, rounds where calibration finds it harmless.",
+)
+@click.option(
+    "--bits",
+    multiple=True,
+    metavar="PATTERN=BITS",
+    help="Bits of some of the layers, as 'model.layers.*.mlp.down_proj=8'; may be repeated.",
 )
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
     help="Folder of samples for --method gptq: images, texts, or samples.jsonl. A bundled set "
     "when not given.",
-)
-@click.option(
-    "--float-activations",
-    is_flag=True,
-    help="int4 on the CPU: do not round activations to 8 bits. Slower, and nearer to the "
-    "checkpoint where single channels are far larger than the rest.",
 )
 @click.option(
     "--adapter",
@@ -125,28 +128,32 @@ def export(
     checkpoint: str,
     out: Path,
     precision: str,
-    method: str,
-    block_size: str,
+    method: str | None,
+    block_size: str | None,
+    activations: str | None,
+    bits: tuple[str, ...],
     calibration: Path | None,
-    float_activations: bool,
     adapter: Path | None,
     provider: str,
     overwrite: bool,
 ) -> None:
     """Convert CHECKPOINT, a folder or a Hugging Face hub name, to the package OUT."""
-    if calibration and method != "gptq":
+    if calibration and method not in (None, "gptq"):
         raise click.UsageError("--calibration goes with --method gptq alone")
+    if precision != "int4" and (method or block_size or activations or bits or calibration):
+        raise click.UsageError("--method and the options after it go with --precision int4 alone")
     exporter, quantizer = _tool("export"), _tool("quantize")
-    source = exporter.Checkpoint(exporter.find_checkpoint(checkpoint), adapter)
     recipe = quantizer.make_recipe(
         precision,
         provider,
-        method=method,
-        block_size=int(block_size),
-        float_activations=float_activations,
+        method=method or "gptq",
+        block_size=int(block_size or 128),
+        activations=activations or "auto",
+        bits=dict(map(_read_bits, bits)),
     )
+    source = exporter.Checkpoint(exporter.find_checkpoint(checkpoint), adapter)
     samples = []
-    if method == "gptq":
+    if recipe.is_calibrated:
         chosen = read_samples(calibration) if calibration else bundled_samples("calibration")
         samples = exporter.encode_samples(source, chosen)
     with _progress() as progress:
@@ -164,17 +171,20 @@ def export(
     click.echo(f"{out}: {precision} for {provider}, {decimal(manifest.size)}")
 
 
+def _read_bits(text: str) -> tuple[str, int]:
+    """A pattern of layer names, and bits."""
+    pattern, _, bits = text.rpartition("=")
+    if not pattern or bits not in ("4", "8"):
+        raise click.UsageError(f"--bits takes PATTERN=4 or PATTERN=8, not {text!r}")
+    return pattern, int(bits)
+
+
 @contextmanager
 def _progress() -> Iterator[Callable[[Any], None]]:
     """A bar that shows tensors, bytes and the time left; nothing where there is no terminal."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.filesize import decimal
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -183,19 +193,27 @@ def _progress() -> Iterator[Callable[[Any], None]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
+        TextColumn("{task.fields[amount]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("reading", total=None)
+    # A layer can take a minute to calibrate, and the speed is known from several alone.
+    with Progress(
+        *columns, console=console, transient=True, speed_estimate_period=_SPEED_SECONDS
+    ) as bar:
+        tasks: dict[str, TaskID] = {}
 
         def show(state: Any) -> None:
+            if state.stage not in tasks:
+                tasks[state.stage] = bar.add_task("", total=None, amount="")
+            sizes = (state.num_bytes, state.total_bytes)
+            # Bytes, where there are any, since tensors differ in size a thousandfold.
+            completed, total = sizes if state.total_bytes else (state.num_items, state.total_items)
             bar.update(
-                task,
-                # Bytes, since tensors differ in size a thousandfold.
-                completed=state.num_bytes,
-                total=state.total_bytes,
-                description=f"tensor {state.num_tensors + 1}/{state.total_tensors}",
+                tasks[state.stage],
+                completed=completed,
+                total=total,
+                description=f"{state.stage} {state.num_items + 1}/{state.total_items}",
+                amount="/".join(map(decimal, sizes)) if state.total_bytes else "",
             )
 
         yield show

@@ -1,8 +1,19 @@
-"""Weight quantization: what to quantize how (`recipe`), and the arithmetic (`blockwise`)."""
+"""Weight quantization: what to quantize how (`recipe`), and the arithmetic."""
 
 from __future__ import annotations
 
-from .blockwise import BlockQuantizer, Method, QuantizedBlocks, dequantize
-from .recipe import Recipe, make_recipe
+from .blockwise import BlockQuantizer, QuantizedBlocks, dequantize
+from .calibrated import CalibratedBlocks, CalibratedQuantizer
+from .recipe import Activations, Method, Recipe, make_recipe
 
-__all__ = ["BlockQuantizer", "Method", "QuantizedBlocks", "Recipe", "dequantize", "make_recipe"]
+__all__ = [
+    "Activations",
+    "BlockQuantizer",
+    "CalibratedBlocks",
+    "CalibratedQuantizer",
+    "Method",
+    "QuantizedBlocks",
+    "Recipe",
+    "dequantize",
+    "make_recipe",
+]

@@ -14,10 +14,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from .gptq import compensate, error_factor
 from .grid import Floats, Grids
@@ -25,8 +26,7 @@ from .grid import Floats, Grids
 # Rows are quantized in groups of about this many weights, so that the temporaries of a group are
 # small and stay in the processor's cache.
 _GROUP_WEIGHTS = 2**18
-
-Method = Literal["nearest", "search", "gptq"]
+_COMPENSATED_ROWS = 1024
 
 
 class QuantizedBlocks(NamedTuple):
@@ -51,13 +51,13 @@ class BlockQuantizer:
         bits: 4 or 8.
         block_size: Weights that share a scale: a power of two, at least 16.
         symmetric: Fixed zero point in the middle of the range (8 or 128), none stored.
-        accuracy_level: `MatMulNBits` attribute for these weights: 4 lets the kernel quantize
-            activations to 8 bits, 0 keeps them as they are.
+        accuracy_level: `MatMulNBits` attribute for these weights: 4 lets the kernel round
+            activations to 8 bits, 1 has it multiply in float32, 0 leaves it to the kernel.
         scale_dtype: Type that the graph stores scales in. They are rounded to it before the
             values are, so that the values make up for the rounding.
         method: How the values are chosen. "nearest": a block's grid spans its weights, and each
-            goes to the nearest value. "search": the best of several grids; see `Grids`. "gptq":
-            the same, with errors made up for by later weights; see `quantize.gptq`.
+            goes to the nearest value. Else the best of several grids; see `Grids`.
+        is_calibrated: Whether it wants to know the layer's inputs; see `CalibratedQuantizer`.
     """
 
     bits: Literal[4, 8]
@@ -65,18 +65,14 @@ class BlockQuantizer:
     symmetric: bool
     accuracy_level: int = 0
     scale_dtype: str = "float32"
-    method: Method = "nearest"
+    method: str = "nearest"
+    is_calibrated: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
             raise ValueError(f"bits must be 4 or 8, not {self.bits}")
         if self.block_size < 16 or self.block_size & (self.block_size - 1):
             raise ValueError(f"block_size must be a power of two >= 16, not {self.block_size}")
-
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether `quantize` wants to know the layer's inputs."""
-        return self.method == "gptq"
 
     def num_blocks(self, in_features: int) -> int:
         """Blocks in a row of this many weights; the last may be partly padding."""
@@ -90,18 +86,14 @@ class BlockQuantizer:
         Args:
             weight: The matrix.
             moments: float32 [in_features, in_features], the sum of `outer(x, x)` over inputs `x`
-                that the layer was seen to get; a calibrated method needs it.
+                that the layer was seen to get. With it, later weights make up for the errors of
+                earlier ones; see `quantize.gptq`.
 
         Raises:
-            ValueError: Weights are not finite, or too large for the type of the scales; or a
-                calibrated method has no moments.
+            ValueError: Weights are not finite, or too large for the type of the scales.
         """
         grids = Grids(self.bits, self.symmetric, self.scale_dtype, search=self.method != "nearest")
-        factor = None
-        if self.is_calibrated:
-            if moments is None:
-                raise ValueError("this method needs calibration")
-            factor = error_factor(moments)
+        factor = None if moments is None else error_factor(moments)
         out_features, in_features = weight.shape
         num_blocks = self.num_blocks(in_features)
         packed = np.empty((out_features, num_blocks, self.block_size * self.bits // 8), np.uint8)
@@ -124,17 +116,14 @@ class BlockQuantizer:
             zero_points[rows] = zeros
             packed[rows] = _pack(values, self.bits)
 
-        # Compensation goes through the columns one by one, so it takes large groups.
-        step = (
-            max(1, _GROUP_WEIGHTS // in_features)
-            if factor is None
-            else -(-out_features // (os.cpu_count() or 1))
-        )
+        # Compensation goes through the columns one by one, so it takes larger groups.
+        step = max(1, _GROUP_WEIGHTS // in_features) if factor is None else _COMPENSATED_ROWS
         groups = [
             slice(start, min(start + step, out_features)) for start in range(0, out_features, step)
         ]
-        # NumPy lets go of the interpreter lock inside its loops, so threads share the work.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # NumPy lets go of the interpreter lock inside its loops, so threads share the work; the
+        # threads of its matrix products would only get into their way.
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(quantize_rows, groups))
         return QuantizedBlocks(
             packed, scales, None if self.symmetric else _pack(zero_points, self.bits)

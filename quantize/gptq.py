@@ -15,6 +15,10 @@ from .grid import Floats, Grids
 
 # Added to the diagonal, as a part of its mean: the paper's.
 _DAMPING = 0.01
+# Columns whose errors are passed on together: few, so that most of the work is matrix products.
+_NUM_COLUMNS = 32
+# Triangles up to this size are inverted at once.
+_SMALL_TRIANGLE = 256
 
 
 def error_factor(moments: Floats) -> Floats:
@@ -26,10 +30,28 @@ def error_factor(moments: Floats) -> Floats:
     Returns:
         float32, the same shape: the upper triangular `U` with `U.T @ U = inverse(moments)`.
     """
-    damped = moments.astype(np.float64)
+    # With both axes reversed, `moments` is `L @ L.T`; reversed again, `inverse(L)` is `U`.
+    # That takes a third of the work of inverting first, and one copy less.
+    damped: npt.NDArray[np.float64] = moments[::-1, ::-1].astype(np.float64)
     mean = float(np.trace(damped)) / len(damped)
     damped.flat[:: len(damped) + 1] += _DAMPING * mean if mean > 0 else 1
-    return np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(damped)).T, np.float32)
+    lower: npt.NDArray[np.float64] = np.linalg.cholesky(damped)
+    del damped
+    _invert_lower(lower)
+    return np.ascontiguousarray(lower[::-1, ::-1], np.float32)
+
+
+def _invert_lower(triangle: npt.NDArray[np.float64]) -> None:
+    """Invert a lower triangular matrix in place: both halves, then what couples them."""
+    size = len(triangle)
+    if size <= _SMALL_TRIANGLE:
+        triangle[:] = np.linalg.inv(triangle)
+        return
+    half = size // 2
+    first, second = triangle[:half, :half], triangle[half:, half:]
+    _invert_lower(first)
+    _invert_lower(second)
+    triangle[half:, :half] = -second @ (triangle[half:, :half] @ first)
 
 
 def compensate(
@@ -38,7 +60,7 @@ def compensate(
     """Quantize some rows of a matrix.
 
     Args:
-        weight: float32 [rows, in_features]; is used up.
+        weight: float32 [rows, in_features].
         block_size: Columns that share a grid.
         grids: How to choose it; for each block when its turn comes, with what earlier columns
             have left to it.
@@ -49,24 +71,24 @@ def compensate(
     """
     rows, in_features = weight.shape
     num_blocks = -(-in_features // block_size)
-    values = np.zeros((rows, num_blocks, block_size), np.uint8)
+    # A block that is not full ends in weights of zero.
+    values = np.zeros((num_blocks * block_size, rows), np.uint8)
     scales, zero_points = (np.empty((rows, num_blocks), np.float32) for _ in range(2))
+    # A column is worked on at once, so its numbers have to lie side by side.
+    columns = np.ascontiguousarray(weight.T)
     for number in range(num_blocks):
-        first = number * block_size
-        block = weight[:, first : first + block_size]
-        scale, zero_point = grids.choose(block)
+        first, last = number * block_size, min((number + 1) * block_size, in_features)
+        scale, zero_point = grids.choose(np.ascontiguousarray(columns[first:last].T))
         scales[:, number], zero_points[:, number] = scale, zero_point
-        errors = np.empty_like(block)
-        for index in range(block.shape[1]):
-            column = first + index
-            rounded = grids.round(block[:, index : index + 1], scale, zero_point)[:, 0]
-            values[:, number, index] = rounded
-            error = block[:, index] - (rounded - zero_point) * scale
-            errors[:, index] = error / factor[column, column]
-            row = factor[column, column + 1 : first + block.shape[1]]
-            block[:, index + 1 :] -= errors[:, index, None] * row
-        after = first + block.shape[1]
-        weight[:, after:] -= errors @ factor[first:after, after:]
-        # A block that is not full ends in weights of zero.
-        values[:, number, block.shape[1] :] = zero_point[:, None].astype(np.uint8)
-    return values, scales, zero_points
+        for start in range(first, last, _NUM_COLUMNS):
+            stop = min(start + _NUM_COLUMNS, last)
+            errors = np.empty((stop - start, rows), np.float32)
+            for at in range(start, stop):
+                rounded = grids.round(columns[at, :, None], scale, zero_point)[:, 0]
+                values[at] = rounded
+                error = (columns[at] - (rounded - zero_point) * scale) / factor[at, at]
+                errors[at - start] = error
+                columns[at + 1 : stop] -= factor[at, at + 1 : stop, None] * error
+            columns[stop:] -= factor[start:stop, stop:].T @ errors
+        values[last : (number + 1) * block_size] = zero_point.astype(np.uint8)
+    return values.T.reshape(rows, num_blocks, block_size), scales, zero_points

@@ -12,26 +12,51 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from fnmatch import fnmatchcase
+from typing import Any, Literal
 
-from .blockwise import BlockQuantizer, Method
+from .blockwise import BlockQuantizer
+from .calibrated import EXACT, ROUNDED, CalibratedQuantizer
 
 GROUPS = ("embedding", "decoder", "lm_head", "vision")
+
+Method = Literal["nearest", "search", "gptq"]
+Activations = Literal["auto", "int8", "float"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Maps weight groups to quantizers; a group without one stays in floating point.
+    """Maps weights to quantizers; a weight without one stays in floating point.
 
     Attributes:
         precision: "fp32", "fp16" or "int4".
         float_dtype: Type of everything that is not quantized, and of activations.
         quantizers: Group -> quantizer.
+        exceptions: Pattern of official layer names, as "model.layers.*.mlp.down_proj", ->
+            quantizer that these layers have instead; the first pattern that fits counts.
     """
 
     precision: str
     float_dtype: str
     quantizers: Mapping[str, BlockQuantizer]
+    exceptions: Mapping[str, BlockQuantizer] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the export has to run the checkpoint on samples."""
+        return any(quantizer.is_calibrated for quantizer in self.quantizers.values())
+
+    def quantizer(self, group: str, name: str) -> BlockQuantizer | None:
+        """How a layer is quantized; None for floating point.
+
+        Args:
+            group: One of `GROUPS`.
+            name: The layer's official name.
+        """
+        for pattern, quantizer in self.exceptions.items():
+            if fnmatchcase(name, pattern):
+                return quantizer
+        return self.quantizers.get(group)
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as it is written into the manifest."""
@@ -42,28 +67,27 @@ def make_recipe(
     precision: str,
     provider: str,
     *,
-    method: Method = "nearest",
-    block_size: int = 32,
-    float_activations: bool = False,
+    method: Method = "gptq",
+    block_size: int = 128,
+    activations: Activations = "auto",
+    bits: Mapping[str, Literal[4, 8]] | None = None,
 ) -> Recipe:
     """The recipe for a precision on an execution provider.
 
     Args:
-        precision: "fp32", "fp16" or "int4".
+        precision: "fp32", "fp16" or "int4"; the next arguments are about int4 alone.
         provider: "cpu", "cuda" or "dml".
-        method: How int4 values are chosen; see `BlockQuantizer`.
-        block_size: Weights that share a 4-bit scale.
-        float_activations: On the CPU, multiply the decoder's weights by activations as they are,
-            and not rounded to 8 bits, which is faster.
+        method: How the values are chosen: "nearest" and "search" look at the weights alone,
+            "gptq" runs the checkpoint on samples.
+        block_size: Weights that share a scale.
+        activations: What the decoder's weights are multiplied by on the CPU: activations rounded
+            to 8 bits ("int8"), which is fast, or as they are ("float"). "auto" rounds; "gptq"
+            keeps from it the layers that it would harm.
+        bits: Pattern of names of the decoder's layers -> 4 or 8 bits, where not all have 4.
 
     Raises:
-        ValueError: There is no such precision, the provider cannot run it, or it has no such
-            choices.
+        ValueError: There is no such precision, or the provider cannot run it.
     """
-    if float_activations and (precision, provider) != ("int4", "cpu"):
-        raise ValueError("activations are rounded in int4 on the CPU alone")
-    if method != "nearest" and precision != "int4":
-        raise ValueError(f"the method {method!r} is one of int4; {precision} is not quantized")
     if precision == "fp32":
         if provider == "cuda":
             # https://github.com/microsoft/onnxruntime/blob/main/docs/OperatorKernels.md
@@ -73,18 +97,32 @@ def make_recipe(
         return Recipe(precision, "float16", {})
     if precision != "int4":
         raise ValueError(f"precision must be fp32, fp16 or int4, not {precision!r}")
+    if provider != "cpu" and activations == "int8":
+        raise ValueError("activations are rounded to 8 bits on the CPU alone")
 
-    if provider == "cpu":
-        # Accuracy level 4 lets the CPU kernels multiply integers, activations in 8 bits; 1 is
-        # float32.
-        level = 1 if float_activations else 4
-        int4 = BlockQuantizer(4, block_size, symmetric=False, accuracy_level=level, method=method)
-        int8 = BlockQuantizer(8, 128, symmetric=True, accuracy_level=4)
-        # A row that is looked up cannot end in padding, so its blocks have to fit every width.
-        lookup = BlockQuantizer(8, 32, symmetric=True)
-        quantizers = {"embedding": lookup, "decoder": int4, "lm_head": int4, "vision": int8}
-        return Recipe(precision, "float32", quantizers)
-    # GPUs multiply in float16. Their 8-bit kernels differ between providers and releases, so
-    # the vision tower and the embedding stay in float16.
-    int4 = BlockQuantizer(4, block_size, symmetric=False, scale_dtype="float16", method=method)
-    return Recipe(precision, "float16", {"decoder": int4, "lm_head": int4})
+    is_cpu = provider == "cpu"
+    scale_dtype = "float32" if is_cpu else "float16"
+    level = 0 if not is_cpu else EXACT if activations == "float" else ROUNDED
+    int4 = BlockQuantizer(
+        4,
+        block_size,
+        symmetric=False,
+        accuracy_level=level,
+        scale_dtype=scale_dtype,
+        method=method,
+    )
+    if method == "gptq":
+        decides_level = is_cpu and activations == "auto"
+        int4 = CalibratedQuantizer(**vars(int4), decides_level=decides_level)
+    exceptions = {
+        pattern: dataclasses.replace(int4, bits=count) for pattern, count in (bits or {}).items()
+    }
+    if not is_cpu:
+        # GPUs multiply in float16. Their 8-bit kernels differ between providers and releases, so
+        # the vision tower and the embedding stay in float16.
+        return Recipe(precision, "float16", {"decoder": int4, "lm_head": int4}, exceptions)
+    int8 = BlockQuantizer(8, 128, symmetric=True, accuracy_level=ROUNDED)
+    # A row that is looked up cannot end in padding, so its blocks have to fit every width.
+    lookup = BlockQuantizer(8, 32, symmetric=True)
+    quantizers = {"embedding": lookup, "decoder": int4, "lm_head": int4, "vision": int8}
+    return Recipe(precision, "float32", quantizers, exceptions)

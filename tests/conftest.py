@@ -89,7 +89,7 @@ def export_compact(compact_checkpoint: Path, tmp_path_factory: pytest.TempPathFa
     def export(precision: str, provider: str = "cpu") -> Path:
         target = folder / f"{precision}-{provider}"
         if not target.exists():
-            recipe = make_recipe(precision, provider)
+            recipe = make_recipe(precision, provider, method="nearest", block_size=32)
             export_package(Checkpoint(compact_checkpoint), target, recipe, provider=provider)
         return target
 

@@ -82,7 +82,7 @@ def test_overwrite(compact_checkpoint: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_progress_bar(compact_checkpoint: Path, tmp_path: Path) -> None:
-    """Tensors, bytes and time left, on a terminal; nothing of it in a pipe (see above)."""
+    """Layers, tensors, bytes and time left, on a terminal; nothing in a pipe (see above)."""
     terminal, end = os.openpty()
     arguments = ("export", str(compact_checkpoint), str(tmp_path / "out"))
     command = [sys.executable, "-m", "phi_edge", *arguments]
@@ -96,7 +96,8 @@ def test_progress_bar(compact_checkpoint: Path, tmp_path: Path) -> None:
     os.close(terminal)
     assert process.returncode == 0
     text = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", shown.decode())
-    assert re.search(r"tensor \d+/\d+ .* \d+\.\d/\d+\.\d MB (\d+:\d+|-:--:--)", text)
+    assert re.search(r"calibrating \d+/\d+ ", text)
+    assert re.search(r"writing \d+/\d+ .* \d+\.\d MB/\d+\.\d MB (\d+:\d+|-:--:--)", text)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,9 @@ def test_progress_bar(compact_checkpoint: Path, tmp_path: Path) -> None:
         (["chat", "--model", "nowhere", "--image", "no.png", "Hi"], 1, "no image at no.png"),
         (["chat", "--model", "nowhere", "--temperature", "x", "Hi"], 2, "not a valid float"),
         (["info", "nowhere"], 1, "not a phi_edge package"),
-        (["export", "a", "b", "--calibration", "c"], 2, "goes with --method gptq alone"),
+        (["export", "a", "b", "--calibration", "c", "--method", "search"], 2, "gptq alone"),
+        (["export", "a", "b", "--bits", "lm_head=8", "--precision", "fp16"], 2, "int4 alone"),
+        (["export", "a", "b", "--bits", "lm_head"], 2, "takes PATTERN=4 or PATTERN=8"),
         (["certify", "nowhere"], 2, "Missing option '--reference'"),
         (["certify", "nowhere", "--reference", "no"], 1, "not a phi_edge package"),
         (["certify", "nowhere", "--reference", "no", "--samples", "x"], 1, "no folder of samples"),

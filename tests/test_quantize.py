@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,15 @@ import pytest
 from onnxscript import GraphBuilder
 
 from export.layers import CONTRIB, IR_VERSION, OPSET
-from quantize import BlockQuantizer, QuantizedBlocks, dequantize, make_recipe
+from quantize import (
+    Activations,
+    BlockQuantizer,
+    CalibratedQuantizer,
+    QuantizedBlocks,
+    dequantize,
+    make_recipe,
+)
+from quantize.activations import round_activations
 
 Array = npt.NDArray[np.float32]
 QUANTIZERS = [
@@ -154,18 +163,85 @@ def test_recipes() -> None:
     assert make_recipe("fp16", "cuda").float_dtype == "float16"
     assert make_recipe("int4", "cpu").float_dtype == "float32"
     assert make_recipe("int4", "dml").float_dtype == "float16"
-    for float_activations, level in ((False, 4), (True, 1)):
-        recipe = make_recipe("int4", "cpu", float_activations=float_activations, block_size=64)
-        decoder = recipe.quantizers["decoder"]
+    assert make_recipe("int4", "cpu").is_calibrated
+    assert not make_recipe("int4", "cpu", method="search").is_calibrated
+    levels: dict[Activations, int] = {"auto": 4, "int8": 4, "float": 1}
+    for activations, level in levels.items():
+        recipe = make_recipe("int4", "cpu", activations=activations, block_size=64)
+        decoder = recipe.quantizer("decoder", "model.layers.0.mlp.down_proj")
+        assert decoder is not None
         assert (decoder.accuracy_level, decoder.block_size) == (level, 64)
     with pytest.raises(ValueError, match="on the CPU alone"):
-        make_recipe("int4", "cuda", float_activations=True)
-    with pytest.raises(ValueError, match="fp16 is not quantized"):
-        make_recipe("fp16", "cpu", method="search")
+        make_recipe("int4", "cuda", activations="int8")
     with pytest.raises(ValueError, match="precision must be"):
         make_recipe("int3", "cpu")
     with pytest.raises(ValueError, match="no fp32 kernel"):
         make_recipe("fp32", "cuda")
+
+
+def test_some_layers_have_other_bits() -> None:
+    recipe = make_recipe("int4", "cpu", bits={"model.layers.*.mlp.down_proj": 8, "lm_head": 8})
+    names = ("model.layers.3.mlp.down_proj", "model.layers.3.mlp.gate_up_proj", "lm_head")
+    quantizers = [recipe.quantizer("decoder", name) for name in names]
+    assert [quantizer and quantizer.bits for quantizer in quantizers] == [8, 4, 8]
+
+
+@pytest.mark.parametrize("num_rows", [1, 5])
+@pytest.mark.parametrize(("bits", "block_size"), [(4, 32), (4, 128), (8, 32)])
+def test_activations_are_rounded_as_the_kernel_does(
+    bits: Literal[4, 8], block_size: int, num_rows: int
+) -> None:
+    in_features = 160  # the last block of 128 is not full
+    rows = random_weight((num_rows, in_features))
+    rows[:, 3] *= 100
+    blocks = BlockQuantizer(bits, block_size, symmetric=False).quantize(
+        random_weight((48, in_features))
+    )
+    shape = {"K": in_features, "N": 48, "bits": bits, "block_size": block_size}
+    found = run_op("MatMulNBits", rows, arrays=list(blocks), accuracy_level=4, **shape)
+    weight = dequantize(blocks, bits, in_features)
+    np.testing.assert_allclose(
+        found, round_activations(rows, block_size) @ weight.T, rtol=0, atol=1e-3
+    )
+    # Far from what exact activations give.
+    assert np.abs(found - rows @ weight.T).max() > 0.1
+
+
+def outlying_inputs(in_features: int) -> Array:
+    """Rows in which one channel in fifty is fifty times as large as the rest."""
+    rows = np.random.default_rng(0).standard_normal((200, in_features)).astype(np.float32)
+    rows[:, ::50] *= 50
+    return rows
+
+
+@pytest.mark.parametrize("block_size", [32, 128])
+def test_scaled_inputs_take_error_away(block_size: int) -> None:
+    rows, weight = outlying_inputs(256), random_weight((64, 256))
+    quantizer = CalibratedQuantizer(4, block_size, symmetric=False, accuracy_level=4)
+    scales = quantizer.input_scales(weight, rows)
+    assert scales is not None
+    plain = quantizer.calibrate(weight, rows.T @ rows, rows)
+    scaled_rows = rows / scales
+    scaled = quantizer.calibrate(weight * scales, scaled_rows.T @ scaled_rows, scaled_rows)
+    assert scaled.rounded_error < 0.8 * plain.rounded_error
+
+
+def test_inputs_that_are_alike_are_not_scaled() -> None:
+    quantizer = CalibratedQuantizer(4, 32, symmetric=False, accuracy_level=4)
+    assert quantizer.input_scales(random_weight((64, 256)), random_weight((200, 256))) is None
+    assert quantizer.input_scales(random_weight((64, 256)), np.zeros((2, 256), np.float32)) is None
+
+
+@pytest.mark.parametrize(("bits", "level"), [(4, 4), (8, 1)])
+def test_the_accuracy_level_follows_the_error(bits: Literal[4, 8], level: int) -> None:
+    """Rounded activations are lost in the error of 4-bit weights, and stand out beside 8 bits."""
+    rows, weight = random_weight((200, 256)), random_weight((64, 256))
+    quantizer = CalibratedQuantizer(bits, 32, symmetric=False, accuracy_level=4, decides_level=True)
+    found = quantizer.calibrate(weight, rows.T @ rows, rows)
+    assert found.accuracy_level == level
+    assert 0 < found.error < found.rounded_error
+    always = dataclasses.replace(quantizer, decides_level=False)
+    assert always.calibrate(weight, rows.T @ rows, rows).accuracy_level == 4
 
 
 def test_dequantize_inverts_the_layout() -> None:

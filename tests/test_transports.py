@@ -38,7 +38,8 @@ def azure_client(service: ChatService) -> ChatCompletionsClient:
 
 @pytest.fixture
 def openai_client(service: ChatService) -> openai.OpenAI:
-    http_client = httpx.Client(transport=HttpxTransport(service))
+    # openai 3 takes clients of httpx, and its types those of httpx2 alone.
+    http_client: Any = httpx.Client(transport=HttpxTransport(service))
     return openai.OpenAI(base_url="http://local/v1", api_key="none", http_client=http_client)
 
 
@@ -138,7 +139,7 @@ def test_openai_errors(openai_client: openai.OpenAI) -> None:
 
 def test_openai_asynchronous(service: ChatService, openai_client: openai.OpenAI) -> None:
     async def run() -> None:
-        http_client = httpx.AsyncClient(transport=AsyncHttpxTransport(service))
+        http_client: Any = httpx.AsyncClient(transport=AsyncHttpxTransport(service))
         async with openai.AsyncOpenAI(
             base_url="http://local/v1", api_key="none", http_client=http_client
         ) as client:

@@ -15,14 +15,14 @@ from pathlib import Path
 import phi_edge
 from export import Checkpoint, encode_samples, export_package
 from phi_edge.samples import read_samples
-from quantize import Method, make_recipe
+from quantize import Activations, Method, make_recipe
 
 from .evaluate import compare, evaluate, select_questions
 from .samples import write_samples
 
 METHODS: tuple[Method, ...] = ("nearest", "search", "gptq")
 BLOCK_SIZES = (32, 64, 128)
-ACTIVATIONS = ("int8", "float32")
+ACTIVATIONS: tuple[Activations, ...] = ("auto", "float")
 _NUM_SAMPLES = 100
 
 
@@ -50,7 +50,7 @@ def main() -> None:
                 "cpu",
                 method=method,
                 block_size=block_size,
-                float_activations=activations == "float32",
+                activations=activations,
             )
             target = args.workdir / f"{method}-{block_size}-{activations}"
             manifest = export_package(checkpoint, target, recipe, samples=samples, overwrite=True)

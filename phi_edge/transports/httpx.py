@@ -6,7 +6,8 @@
         http_client=httpx.Client(transport=LocalTransport(service)),
     )
 
-Needs httpx, which comes with `openai`.
+Needs httpx. It comes with `openai` up to version 2; version 3 takes its clients too, but brings
+httpx2.
 """
 
 from __future__ import annotations

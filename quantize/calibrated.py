@@ -1,0 +1,93 @@
+"""Quantizing a layer by what it was seen to get, and by what that does to its outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from .activations import find_input_scales, relative_error, round_activations
+from .blockwise import BlockQuantizer, QuantizedBlocks, dequantize
+from .grid import Floats
+
+# Accuracy levels of `MatMulNBits`: activations rounded to 8 bits, which is fast, or in float32.
+ROUNDED, EXACT = 4, 1
+# How much rounded activations may add to the error that the weights' rounding makes: half of the
+# squared error, which is less than a quarter of the error itself.
+_BUDGET = 0.5
+# Rows of a matrix that scales are tried on.
+_NUM_TRIED = 512
+
+
+class CalibratedBlocks(NamedTuple):
+    """A layer's weights, and what their quantization does to its outputs.
+
+    Attributes:
+        blocks: The weights.
+        accuracy_level: The kernel's.
+        error: Root of the squared error with exact activations, as a part of the outputs' size.
+        rounded_error: The same with activations rounded to 8 bits.
+    """
+
+    blocks: QuantizedBlocks
+    accuracy_level: int
+    error: float
+    rounded_error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibratedQuantizer(BlockQuantizer):
+    """Quantizes the blocks of a matrix for the inputs that it was seen to get.
+
+    Attributes:
+        decides_level: Round activations to 8 bits (`accuracy_level` 4) only where that is within
+            the budget.
+        is_calibrated: True.
+    """
+
+    method: str = "gptq"
+    decides_level: bool = False
+    is_calibrated: ClassVar[bool] = True
+
+    def calibrate(self, weight: Floats, moments: Floats, rows: Floats) -> CalibratedBlocks:
+        """Quantize a layer and decide on its accuracy level.
+
+        Args:
+            weight: float32 [out_features, in_features].
+            moments: float32 [in_features, in_features]; see `BlockQuantizer.quantize`.
+            rows: float32 [num_rows, in_features], some of the layer's inputs.
+
+        Raises:
+            ValueError: As `BlockQuantizer.quantize`.
+        """
+        blocks = self.quantize(weight, moments)
+        quantized = dequantize(blocks, self.bits, weight.shape[1])
+        exact = rows @ weight.T
+        error = relative_error(rows @ quantized.T, exact)
+        rounded = round_activations(rows, self.block_size)
+        rounded_error = relative_error(rounded @ quantized.T, exact)
+        level = self.accuracy_level
+        if self.decides_level and rounded_error**2 > (1 + _BUDGET) * error**2:
+            level = EXACT
+        return CalibratedBlocks(blocks, level, error, rounded_error)
+
+    def input_scales(self, weight: Floats, rows: Floats) -> Floats | None:
+        """Scales that make the layer easier to quantize; see `find_input_scales`.
+
+        Args:
+            weight: float32 [out_features, in_features].
+            rows: float32 [num_rows, in_features], some of the layer's inputs.
+        """
+        # Error compensation would take too long to be tried, and helps all scales alike.
+        search = BlockQuantizer(self.bits, self.block_size, self.symmetric, method="search")
+
+        def product(weight: Floats, rows: Floats) -> Floats:
+            quantized = dequantize(search.quantize(weight), self.bits, weight.shape[1])
+            if self.accuracy_level == ROUNDED:
+                rows = round_activations(rows, self.block_size)
+            products: Floats = rows @ quantized.T
+            return products
+
+        step = -(-len(weight) // _NUM_TRIED)
+        return find_input_scales(np.ascontiguousarray(weight[::step]), rows, product)
