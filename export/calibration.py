@@ -200,7 +200,7 @@ class _Linear:
         self.name = name
         self._checkpoint = checkpoint
         self._quantizer: Any = recipe.quantizer(group, name)
-        self._moments: Floats | None = None
+        self._moments = np.zeros((), np.float32)
         self._rows: list[Floats] = []
 
     @cached_property
@@ -212,8 +212,7 @@ class _Linear:
         """Note inputs [tokens, in_features], and keep one row of each `step`, the first too: what
         is like no other token is often the first.
         """
-        products = inputs.T @ inputs
-        self._moments = products if self._moments is None else self._moments + products
+        self._moments = self._moments + inputs.T @ inputs
         self._rows.append(inputs[::step].copy())
 
     def scale_inputs(self) -> Floats | None:

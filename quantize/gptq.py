@@ -35,7 +35,7 @@ def error_factor(moments: Floats) -> Floats:
     damped: npt.NDArray[np.float64] = moments[::-1, ::-1].astype(np.float64)
     mean = float(np.trace(damped)) / len(damped)
     damped.flat[:: len(damped) + 1] += _DAMPING * mean if mean > 0 else 1
-    lower: npt.NDArray[np.float64] = np.linalg.cholesky(damped)
+    lower = np.asarray(np.linalg.cholesky(damped), np.float64)
     del damped
     _invert_lower(lower)
     return np.ascontiguousarray(lower[::-1, ::-1], np.float32)
