@@ -27,6 +27,7 @@ from .decoder import build_decoder
 from .embedding import build_embedding
 from .genai import genai_config, processor_config
 from .journal import Journal
+from .prequantized import describe_recipe
 from .vision import build_vision
 from .weights import Recipe, Weights
 
@@ -115,7 +116,7 @@ def export_package(
             provider=provider,
             precision=recipe.precision,
             model=model,
-            recipe=recipe.as_dict(),
+            recipe=describe_recipe(recipe.as_dict(), checkpoint.layout),
             source=source.result(),
             versions={"phi-edge": __version__, **{name: version(name) for name in _VERSIONED}},
             files=_describe(sorted(folder.iterdir())),

@@ -19,6 +19,7 @@ from phi_edge.errors import CheckpointError
 
 from .checkpoint import Checkpoint
 from .journal import Journal
+from .prequantized import GROUP, StoredBlocks, read_blocks, stored_blocks
 
 Array = npt.NDArray[np.generic]
 
@@ -88,18 +89,21 @@ class Weights:
             journal: Keeps what these give, which takes long.
         """
         self._checkpoint = checkpoint
-        self._quantizers = quantizers
+        self._quantizers: dict[str, Quantizer | StoredBlocks] = dict(quantizers)
+        if checkpoint.layout and GROUP in quantizers:
+            level = quantizers[GROUP].accuracy_level
+            self._quantizers[GROUP] = stored_blocks(checkpoint.layout, level, float_dtype)
         self._calibration = calibration
         self._journal = journal
         self.dtype = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}[float_dtype]
 
-    def quantizer(self, group: str) -> Quantizer | None:
-        """The recipe's quantizer for a group of weights, or None for floating point."""
+    def quantizer(self, group: str) -> Quantizer | StoredBlocks | None:
+        """How a group of weights is quantized, or is already; None for floating point."""
         return self._quantizers.get(group)
 
     def shape(self, names: Sequence[str]) -> tuple[int, ...]:
         """Shape of the named tensors, stacked along their first axis."""
-        shapes = [self._checkpoint.tensors[name].shape for name in names]
+        shapes = [self._checkpoint.shapes[name] for name in names]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def parameter(
@@ -133,13 +137,13 @@ class Weights:
         return lazy_parameter(load, self.dtype, target)
 
     def quantized_parameters(
-        self, names: Sequence[str], quantizer: Quantizer, *, flat: bool = False
+        self, names: Sequence[str], quantizer: Quantizer | StoredBlocks, *, flat: bool = False
     ) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter | None]:
         """Packed values, scales and zero points of the named matrices, stacked.
 
         Args:
             names: Official tensor names.
-            quantizer: How to quantize.
+            quantizer: From `quantizer`.
             flat: Give the packed values as [out_features, bytes], without the axis of blocks.
         """
         out_features, in_features = self.shape(names)
@@ -175,7 +179,12 @@ class Weights:
         )
         return packed, scales, zero_points
 
-    def _quantize(self, names: Sequence[str], quantizer: Quantizer) -> tuple[Array | None, ...]:
+    def _quantize(
+        self, names: Sequence[str], quantizer: Quantizer | StoredBlocks
+    ) -> tuple[Array | None, ...]:
+        if isinstance(quantizer, StoredBlocks):
+            (name,) = names
+            return read_blocks(quantizer.layout, name, self._checkpoint.tensors)
         if not quantizer.is_calibrated or self._calibration is None:
             return quantizer.quantize(self._read(names))
         (name,) = names
