@@ -78,18 +78,15 @@ class Checkpoint:
         }
         self.shapes = expected_tensors(self.config)
         self.layout = read_layout(folder)
-        if self.layout:
-            if adapter:
-                raise CheckpointError(
-                    f"{folder} has quantized weights, into which no adapter can be merged: "
-                    "merge it into the original ones"
-                )
-            _check_tensors(
-                folder, self.tensors, stored_shapes(self.layout, self.shapes, self.tensors)
+        if self.layout and adapter:
+            raise CheckpointError(
+                f"{folder} has quantized weights, into which no adapter can be merged: "
+                "merge it into the original ones"
             )
+        expected = stored_shapes(self.layout, self.shapes, self.tensors)
+        _check_tensors(folder, self.tensors, expected)
+        if self.layout:
             check_matrices(self.layout, self.shapes, self.tensors)
-        else:
-            _check_tensors(folder, self.tensors, self.shapes)
         self.adapter = Adapter(adapter, self.tensors) if adapter else None
 
     @property

@@ -103,7 +103,7 @@ class PackedLayout:
         )
 
     def dequantize(self, blocks: Blocks) -> npt.NDArray[np.float32]:
-        """The matrix [out_features, in_features] that blocks stand for; no value is rounded."""
+        """The matrix [out_features, in_features] of blocks; exact where scales have 16 bits."""
         num_blocks = blocks.scales.shape[1]
         weight = _unpack(blocks.packed, self.bits).astype(np.float32)
         weight -= _unpack(blocks.zero_points, self.bits)[:, :num_blocks, None]
@@ -118,7 +118,10 @@ class PackedLayout:
         """Zero points [num_blocks, out_features] as they are meant."""
         if self.zero_offset and (zero_points == 2**self.bits - 1).any():
             # Read as 0, as 2**bits, or with a carry into the next one, by different programs.
-            raise ValueError('there are zero points of 0, which the format "gptq" cannot hold')
+            raise ValueError(
+                'there are zero points of 0, which the format "gptq" cannot hold: '
+                "export from the original weights instead"
+            )
         zero_points = zero_points + np.uint8(self.zero_offset)
         middle = 2 ** (self.bits - 1)
         if self.symmetric and (zero_points != middle).any():

@@ -7,6 +7,7 @@ it; whatever else there is stands in floating point.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from phi_edge.errors import CheckpointError
 from .config import read_json
 from .packed import Blocks, PackedLayout
 from .tensors import StoredTensor
+
+logger = logging.getLogger(__name__)
 
 # Method -> formats, the default first, with what is to be added to zero points. The names are
 # those of transformers' GPTQConfig and AwqConfig.
@@ -100,17 +103,24 @@ def read_layout(folder: Path) -> PackedLayout | None:
     )
 
 
-def stored_shapes(layout: PackedLayout, shapes: Shapes, found: Tensors) -> Shapes:
-    """Name and shape of every tensor of a checkpoint in a layout.
+def stored_shapes(layout: PackedLayout | None, shapes: Shapes, found: Tensors) -> Shapes:
+    """Name and shape of every tensor that the files of a checkpoint should hold.
 
     Args:
         layout: How the decoder's matrices are held.
         shapes: Name and shape of every tensor of the same checkpoint in floating point.
-        found: What the files hold; a bias, which is optional, is expected where there is one.
+        found: What the files do hold; a bias is expected where there is one.
 
     Raises:
-        CheckpointError: A matrix does not divide into blocks and words.
+        CheckpointError: A matrix does not divide into blocks and words, or there are quantized
+            ones without a layout.
     """
+    if layout is None:
+        if any(name.endswith(".qweight") for name in found):
+            raise CheckpointError(
+                "weights are quantized, and config.json has no quantization_config that tells how"
+            )
+        return shapes
     stored = dict(shapes)
     for name in _packed_names(shapes):
         out_features, in_features = stored.pop(name)
@@ -171,6 +181,12 @@ def stored_blocks(layout: PackedLayout, accuracy_level: int, float_dtype: str) -
             "the weights are quantized to 8 bits, which can be exported for the CPU alone: choose "
             "it, or the precision fp16"
         )
+    logger.info(
+        "keeping the decoder's weights as %s has quantized them: %d bits, blocks of %d",
+        layout.method,
+        layout.bits,
+        layout.block_size,
+    )
     return StoredBlocks(layout, accuracy_level)
 
 

@@ -33,7 +33,6 @@ HEAD = "model.lm_head"
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Tensors = dict[str, Any]
-Change = Callable[[Tensors], object]
 
 
 class Layout(NamedTuple):
@@ -50,7 +49,9 @@ GPTQ = Layout("gptq", 4, 32, {"checkpoint_format": "gptq", "sym": True, "desc_ac
 GPTQ_V2 = Layout("gptq", 4, 16, {"checkpoint_format": "gptq_v2", "sym": False})
 GPTQ_8 = Layout("gptq", 8, 64, {"sym": False}, 1)
 AWQ = Layout("awq", 4, 64, {"version": "GEMM", "zero_point": True})
-LAYOUTS = [GPTQ, GPTQ_V2, GPTQ_8, AWQ]
+EACH_LAYOUT = pytest.mark.parametrize(
+    "layout", [GPTQ, GPTQ_V2, GPTQ_8, AWQ], ids=["gptq", "gptq_v2", "gptq-8", "awq"]
+)
 
 
 def words(values: Integers, bits: int, order: list[int] | None = None) -> npt.NDArray[np.int32]:
@@ -144,7 +145,7 @@ def read_decoder(package: Path) -> dict[str, tuple[Floats, ir.Node]]:
 
 
 @pytest.mark.parametrize("provider", ["cpu", "cuda"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@EACH_LAYOUT
 def test_blocks_are_kept_to_the_bit(
     checkpoint_copy: Path, tmp_path: Path, layout: Layout, provider: str
 ) -> None:
@@ -170,7 +171,7 @@ def test_blocks_are_kept_to_the_bit(
     assert described["lm_head"] == dataclasses.asdict(recipe.quantizers["lm_head"])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@EACH_LAYOUT
 def test_answers_are_those_of_the_weights_that_are_meant(
     checkpoint_copy: Path,
     compact: GoldenSet,
@@ -268,12 +269,17 @@ def test_layouts_that_cannot_be_repacked(
         Checkpoint(checkpoint_copy)
 
 
-def test_quantization_config_of_another_type(checkpoint_copy: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "reason"), [(["gptq"], "not a JSON object"), (None, "no quantization_config")]
+)
+def test_quantized_weights_want_a_quantization_config(
+    checkpoint_copy: Path, value: object, reason: str
+) -> None:
     write_checkpoint(checkpoint_copy, GPTQ)
     config = json.loads((checkpoint_copy / "config.json").read_text())
-    config["quantization_config"] = ["gptq"]
+    config["quantization_config"] = value
     (checkpoint_copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="not a JSON object"):
+    with pytest.raises(CheckpointError, match=reason):
         Checkpoint(checkpoint_copy)
 
 
