@@ -136,16 +136,18 @@ class _Calibrator:
     def layer(self, index: int) -> dict[str, Array]:
         """A decoder layer with its four linear layers."""
         config = self._checkpoint.config
+        # Those that the checkpoint brings quantized stay as they are.
+        names = LAYER_LINEARS if self._checkpoint.layout is None else ()
         linears = {
             name: _Linear(self._checkpoint, self._recipe, "decoder", f"model.layers.{index}.{name}")
-            for name in LAYER_LINEARS
+            for name in names
         }
         largest: dict[str, Floats] = {}
 
         def see(name: str, values: Floats) -> None:
             if name in linears:
                 linears[name].see(values, self._row_step)
-            else:
+            elif name in ("key", "value"):
                 largest[name] = np.maximum(largest.get(name, 0), np.abs(values).max(axis=1))
 
         self._model.run_layer(index, see)
@@ -165,7 +167,7 @@ class _Calibrator:
             linears[_FEEDING_LAYERS[name]].weight[-len(scales) :] /= scales[:, None]
             if name == "self_attn.o_proj":
                 largest["value"] /= scales.reshape(largest["value"].shape)
-        for name in LAYER_LINEARS:
+        for name in names:
             facts |= self._finish(linears.pop(name))
         for part in ("key", "value"):
             facts[f"{part}s"] = largest[part] * np.float32(_CACHE_MARGIN / 127)

@@ -15,6 +15,7 @@ from phi_edge.errors import CheckpointError, CheckpointNotFoundError
 
 from .adapter import Adapter
 from .config import Phi3VConfig, expected_tensors, read_config, read_json
+from .prequantized import check_matrices, read_blocks, read_layout, stored_shapes
 from .tensors import StoredTensor, read_header
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -25,6 +26,7 @@ TOKENIZER_FILES = (package.TOKENIZER_FILE, package.TOKENIZER_CONFIG_FILE)
 HUB_PATTERNS = ("*.json", "*.safetensors")
 
 _FLOAT_TYPES = ("BF16", "F16", "F32")
+_WORDS = (".qweight", ".qzeros", ".g_idx")
 
 
 class ImageSettings(NamedTuple):
@@ -41,7 +43,9 @@ class Checkpoint:
     Attributes:
         folder: Where the files are.
         config: The parsed `config.json`.
-        tensors: Every tensor by its official name.
+        layout: How the decoder's matrices are held when they are quantized already, or None.
+        shapes: Shape of every tensor by its official name.
+        tensors: Every tensor of the files: those of `shapes`, or what holds a quantized one.
         adapter: What is merged into them, if anything.
     """
 
@@ -72,7 +76,17 @@ class Checkpoint:
             for file in _weight_files(folder)
             for name, stored in read_header(file).items()
         }
-        _check_tensors(folder, self.tensors, expected_tensors(self.config))
+        self.shapes = expected_tensors(self.config)
+        self.layout = read_layout(folder)
+        if self.layout and adapter:
+            raise CheckpointError(
+                f"{folder} has quantized weights, into which no adapter can be merged: "
+                "merge it into the original ones"
+            )
+        expected = stored_shapes(self.layout, self.shapes, self.tensors)
+        _check_tensors(folder, self.tensors, expected)
+        if self.layout:
+            check_matrices(self.layout, self.shapes, self.tensors)
         self.adapter = Adapter(adapter, self.tensors) if adapter else None
 
     @property
@@ -87,11 +101,14 @@ class Checkpoint:
         """Read one tensor, merged with its part of the adapter.
 
         Returns:
-            Its stored type (bfloat16, float16 or float32), or float32 where the adapter changes it.
+            Its stored type (bfloat16, float16 or float32), or float32 where it is quantized or the
+            adapter changes it.
 
         Raises:
             CheckpointError: It cannot be read.
         """
+        if self.layout and name not in self.tensors:
+            return self.layout.dequantize(read_blocks(self.layout, name, self.tensors))
         tensor = self.tensors[name].read()
         return self.adapter.merge(name, tensor) if self.adapter else tensor
 
@@ -200,10 +217,9 @@ def _check_tensors(
             problems.append(
                 f"wrong shape: {name} is {list(stored.shape)} instead of {list(expected[name])}"
             )
-        if stored.dtype not in _FLOAT_TYPES:
-            problems.append(
-                f"wrong type: {name} is {stored.dtype} instead of {' or '.join(_FLOAT_TYPES)}"
-            )
+        types = ("I32",) if name.endswith(_WORDS) else _FLOAT_TYPES
+        if stored.dtype not in types:
+            problems.append(f"wrong type: {name} is {stored.dtype} instead of {' or '.join(types)}")
     if problems:
         raise CheckpointError(
             f"the tensors in {folder} are not those that its config.json describes: "

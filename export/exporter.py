@@ -27,6 +27,7 @@ from .decoder import build_decoder
 from .embedding import build_embedding
 from .genai import genai_config, processor_config
 from .journal import Journal
+from .prequantized import describe_recipe
 from .vision import build_vision
 from .weights import Recipe, Weights
 
@@ -127,7 +128,7 @@ def export_package(
             precision=recipe.precision,
             model=model,
             recipe={
-                **recipe.as_dict(),
+                **describe_recipe(recipe.as_dict(), checkpoint.layout),
                 "layers": calibration.as_dict() if calibration else {},
             },
             source=source.result(),

@@ -18,6 +18,7 @@ from onnxscript import nn
 from phi_edge.errors import CheckpointError
 
 from .checkpoint import Checkpoint
+from .prequantized import GROUP, StoredBlocks, read_blocks, stored_blocks
 
 if TYPE_CHECKING:
     from .calibration import Calibration
@@ -85,22 +86,28 @@ class Weights:
         """
         self._checkpoint = checkpoint
         self._recipe = recipe
+        self._stored: StoredBlocks | None = None
+        if recipe and checkpoint.layout and (quantizer := recipe.quantizer(GROUP, "")):
+            level = quantizer.accuracy_level
+            self._stored = stored_blocks(checkpoint.layout, level, float_dtype)
         self._calibration = calibration
         self.dtype = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}[float_dtype]
 
-    def quantizer(self, group: str, name: str) -> Quantizer | None:
-        """The recipe's quantizer for a layer, or None for floating point."""
+    def quantizer(self, group: str, name: str) -> Quantizer | StoredBlocks | None:
+        """How a layer is quantized, or is already; None for floating point."""
+        if group == GROUP and self._stored:
+            return self._stored
         return self._recipe.quantizer(group, name) if self._recipe else None
 
-    def accuracy_level(self, name: str, quantizer: Quantizer) -> int:
+    def accuracy_level(self, name: str, quantizer: Quantizer | StoredBlocks) -> int:
         """The accuracy level of a quantized layer's kernel."""
-        if self._calibration and quantizer.is_calibrated:
+        if self._calibration and name in self._calibration.linears:
             return self._calibration.linears[name].accuracy_level
         return quantizer.accuracy_level
 
     def shape(self, names: Sequence[str]) -> tuple[int, ...]:
         """Shape of the named tensors, stacked along their first axis."""
-        shapes = [self._checkpoint.tensors[name].shape for name in names]
+        shapes = [self._checkpoint.shapes[name] for name in names]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def parameter(
@@ -134,13 +141,13 @@ class Weights:
         return lazy_parameter(load, self.dtype, target)
 
     def quantized_parameters(
-        self, names: Sequence[str], quantizer: Quantizer, *, flat: bool = False
+        self, names: Sequence[str], quantizer: Quantizer | StoredBlocks, *, flat: bool = False
     ) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter | None]:
         """Packed values, scales and zero points of the named matrices, stacked.
 
         Args:
             names: Official tensor names.
-            quantizer: How to quantize.
+            quantizer: From `quantizer`.
             flat: Give the packed values as [out_features, bytes], without the axis of blocks.
         """
         out_features, in_features = self.shape(names)
@@ -176,7 +183,12 @@ class Weights:
         )
         return packed, scales, zero_points
 
-    def _quantize(self, names: Sequence[str], quantizer: Quantizer) -> tuple[Array | None, ...]:
+    def _quantize(
+        self, names: Sequence[str], quantizer: Quantizer | StoredBlocks
+    ) -> tuple[Array | None, ...]:
+        if isinstance(quantizer, StoredBlocks):
+            (name,) = names
+            return read_blocks(quantizer.layout, name, self._checkpoint.tensors)
         if self._calibration and quantizer.is_calibrated:
             (name,) = names
             return self._calibration.blocks(name.removesuffix(".weight"))

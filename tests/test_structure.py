@@ -29,6 +29,7 @@ ALLOWED = {
     | {"uvicorn"},
     "phi_edge/transports": STANDARD | {"phi_edge", "azure", "httpx", "typing_extensions"},
     "quantize": STANDARD | {"numpy", "threadpoolctl"},
+    "export/packed.py": STANDARD | {"numpy"},
     "export": STANDARD
     | {"phi_edge", "numpy", "ml_dtypes", "onnx_ir", "onnxscript", "safetensors", "tokenizers"}
     | {"huggingface_hub"},
