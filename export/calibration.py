@@ -135,7 +135,6 @@ class _Calibrator:
 
     def layer(self, index: int) -> dict[str, Array]:
         """A decoder layer with its four linear layers."""
-        config = self._checkpoint.config
         # Those that the checkpoint brings quantized stay as they are.
         names = LAYER_LINEARS if self._checkpoint.layout is None else ()
         linears = {
@@ -151,27 +150,33 @@ class _Calibrator:
                 largest[name] = np.maximum(largest.get(name, 0), np.abs(values).max(axis=1))
 
         self._model.run_layer(index, see)
-        facts: dict[str, Array] = {}
-        for name, linear in linears.items():
-            if (
-                name == "self_attn.o_proj"
-                and config.num_key_value_heads < config.num_attention_heads
-            ):
-                continue  # several heads read the same values
-            scales = linear.scale_inputs()
-            if scales is None:
-                continue
-            if name in _NORMS:
-                facts[f"divisor:model.layers.{index}.{_NORMS[name]}.weight"] = scales
-                continue
-            linears[_FEEDING_LAYERS[name]].weight[-len(scales) :] /= scales[:, None]
-            if name == "self_attn.o_proj":
-                largest["value"] /= scales.reshape(largest["value"].shape)
+        facts = self._scale(index, linears, largest["value"])
         for name in names:
             facts |= self._finish(linears.pop(name))
         for part in ("key", "value"):
             facts[f"{part}s"] = largest[part] * np.float32(_CACHE_MARGIN / 127)
         return facts
+
+    def _scale(
+        self, index: int, linears: Mapping[str, _Linear], largest_values: Floats
+    ) -> dict[str, Array]:
+        """Multiply linear layers by input scales, and divide what comes before them."""
+        config = self._checkpoint.config
+        is_grouped = config.num_key_value_heads < config.num_attention_heads
+        divisors: dict[str, Array] = {}
+        for name, linear in linears.items():
+            if name == "self_attn.o_proj" and is_grouped:
+                continue  # several heads read the same values
+            scales = linear.scale_inputs()
+            if scales is None:
+                continue
+            if name in _NORMS:
+                divisors[f"divisor:model.layers.{index}.{_NORMS[name]}.weight"] = scales
+                continue
+            linears[_FEEDING_LAYERS[name]].weight[-len(scales) :] /= scales[:, None]
+            if name == "self_attn.o_proj":
+                largest_values /= scales.reshape(largest_values.shape)
+        return divisors
 
     def head(self) -> dict[str, Array]:
         """`lm_head`."""
