@@ -5,10 +5,12 @@ from __future__ import annotations
 from .calibration import encode_samples
 from .checkpoint import Checkpoint, find_checkpoint
 from .exporter import PROVIDERS, ExportProgress, export_package
+from .reference import CheckpointReference
 
 __all__ = [
     "PROVIDERS",
     "Checkpoint",
+    "CheckpointReference",
     "ExportProgress",
     "encode_samples",
     "export_package",

@@ -1,22 +1,26 @@
-"""Certificates: how near a package's next-token distributions are to a reference package's.
+"""Certificates: how near a package's next-token distributions are to its reference's.
 
-Both packages go through the samples' answers, or the reference's own where there is none, and are
-compared at every token. Then each answers freely, greedily.
+The package is run first: along the samples' answers, and freely, greedily. Then the reference is
+asked what it would have said at every one of those tokens. So the two are never in memory at the
+same time, and a reference can be run layer by layer.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 
-from phi_edge.engine import Logits, Run
+from phi_edge.engine import Features, Logits, Run
 from phi_edge.errors import PackageError
-from phi_edge.image import open_image
+from phi_edge.image import ImageCrops, open_image
 from phi_edge.model import Model
 from phi_edge.prompt import Prompt
 from phi_edge.samples import Sample
@@ -81,17 +85,57 @@ def _log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
     return result
 
 
+class Reference(Protocol):
+    """What a package is compared with."""
+
+    @property
+    def name(self) -> str:
+        """What it is, for the certificate."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer."""
+
+    def logits(self, prompts: Sequence[Prompt], counts: Sequence[int]) -> Iterator[Logits]:
+        """For each prompt, float32 [count, vocab_size]: what predicts its last `count` tokens."""
+
+    def image_features(self, images: Sequence[ImageCrops]) -> Iterator[Features]:
+        """For each image, float32 [num_tokens, hidden_size]."""
+
+
+class PackageReference:
+    """Another package of the same checkpoint."""
+
+    def __init__(self, model: Model) -> None:
+        """Take the package; it stays the caller's to close."""
+        self._model = model
+        self.name = _describe(model)
+        self.tokenizer = model.tokenizer
+
+    def logits(self, prompts: Sequence[Prompt], counts: Sequence[int]) -> Iterator[Logits]:
+        """See `Reference.logits`."""
+        for prompt, count in zip(prompts, counts, strict=True):
+            yield _follow(self._model, prompt, count)
+
+    def image_features(self, images: Sequence[ImageCrops]) -> Iterator[Features]:
+        """See `Reference.image_features`."""
+        yield from map(self._model.encode_image, images)
+
+
 @dataclasses.dataclass(frozen=True)
 class Certificate:
     """How near a package is to its reference.
 
     Attributes:
-        package, reference: Name and precision of each.
+        package, reference: What they are.
         num_samples, num_tokens: How much was compared.
         next_token_agreement: Part of the tokens at which both find the same one most likely.
         kl_divergence: Mean, in nats.
         perplexity, reference_perplexity: Of the answers.
-        greedy_agreement: Mean part of the first 32 greedy tokens before the first that differs.
+        greedy_agreement: Mean part of the package's first 32 greedy tokens before the first that
+            the reference would not have chosen.
+        image_feature_error: Root of the squared error of image features, as a part of their size;
+            their order and number have to be the same. None when no sample has an image.
     """
 
     package: str
@@ -103,37 +147,90 @@ class Certificate:
     perplexity: float
     reference_perplexity: float
     greedy_agreement: float
+    image_feature_error: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, as JSON has them."""
         return dataclasses.asdict(self)
 
 
-def certify(model: Model, reference: Model, samples: Sequence[Sample]) -> Certificate:
-    """Compare two packages of one checkpoint.
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """What a package does on a sample.
+
+    Attributes:
+        answered: The prompt with the sample's answer; with the greedy one if it has none.
+        logits: float32 [num_answer_tokens, vocab_size], what predicts the answer.
+        continued: The prompt with the package's greedy answer.
+        num_greedy: Tokens of that.
+        features: Those of the sample's images.
+    """
+
+    answered: Prompt
+    logits: Logits
+    continued: Prompt
+    num_greedy: int
+    features: list[Features]
+
+
+@dataclasses.dataclass(frozen=True)
+class Observations:
+    """What a package does on samples; `package` says what it is."""
+
+    package: str
+    tokenizer: Tokenizer
+    samples: list[Observation]
+
+
+def observe(model: Model, samples: Sequence[Sample]) -> Observations:
+    """Run a package on samples. It is not needed after that, and may be closed.
 
     Raises:
         ValueError: There are no samples.
-        PackageError: The packages have different tokenizers.
         ImageError: An image of the samples cannot be read.
     """
     if not samples:
         raise ValueError("there are no samples to compare the packages on")
-    if model.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
-        raise PackageError("the packages have different tokenizers, so they cannot be compared")
-    agreement = Agreement()
-    same = []
+    observations = []
     for sample in samples:
-        images = [open_image(path) for path in sample.images]
-        crops = [model.preprocess(image) for image in images]
+        crops = [model.preprocess(open_image(path)) for path in sample.images]
         prompt, answer = sample.encode(model.tokenizer, crops)
-        greedy = _greedy(reference, prompt)
-        runs = (model.start(prompt), reference.start(prompt))
-        agreement.follow(*runs, answer.tolist() or greedy)
-        same.append(_common_part(_greedy(model, prompt), greedy))
+        events = model.generate(prompt, max_tokens=_NUM_GREEDY_TOKENS)
+        greedy = np.array([event.token_id for event in events], np.int64)
+        answer = answer if len(answer) else greedy
+        answered, continued = (
+            Prompt(np.concatenate([prompt.input_ids, ids]), prompt.images)
+            for ids in (answer, greedy)
+        )
+        logits = _follow(model, answered, len(answer))
+        features = [model.encode_image(image) for image in crops]
+        observations.append(Observation(answered, logits, continued, len(greedy), features))
+    return Observations(_describe(model), model.tokenizer, observations)
+
+
+def certify(observations: Observations, reference: Reference) -> Certificate:
+    """Compare what a package did with what its reference does.
+
+    Raises:
+        PackageError: The two have different tokenizers.
+    """
+    if observations.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
+        raise PackageError("the packages have different tokenizers, so they cannot be compared")
+    agreement, same = Agreement(), []
+    samples = observations.samples
+    prompts = [prompt for seen in samples for prompt in (seen.answered, seen.continued)]
+    counts = [count for seen in samples for count in (len(seen.logits), seen.num_greedy)]
+    logits = reference.logits(prompts, counts)
+    for seen in samples:
+        answer = seen.answered.input_ids[-len(seen.logits) :]
+        for found, expected, token_id in zip(seen.logits, next(logits), answer, strict=True):
+            agreement.add(found, expected, int(token_id))
+        greedy = seen.continued.input_ids[-seen.num_greedy :]
+        different = np.flatnonzero(next(logits).argmax(axis=-1) != greedy)
+        same.append((different[0] if different.size else seen.num_greedy) / seen.num_greedy)
     return Certificate(
-        package=f"{model.manifest.name}, {model.manifest.precision}",
-        reference=f"{reference.manifest.name}, {reference.manifest.precision}",
+        package=observations.package,
+        reference=reference.name,
         num_samples=len(samples),
         num_tokens=agreement.num_tokens,
         next_token_agreement=agreement.equal,
@@ -141,16 +238,31 @@ def certify(model: Model, reference: Model, samples: Sequence[Sample]) -> Certif
         perplexity=math.exp(-agreement.sum_log_p / agreement.num_tokens),
         reference_perplexity=math.exp(-agreement.sum_reference_log_p / agreement.num_tokens),
         greedy_agreement=float(np.mean(same)),
+        image_feature_error=_feature_error(samples, reference),
     )
 
 
-def _greedy(model: Model, prompt: Prompt) -> list[int]:
-    return [event.token_id for event in model.generate(prompt, max_tokens=_NUM_GREEDY_TOKENS)]
+def write_certificate(folder: Path, certificate: Certificate) -> None:
+    """Write `certificate.json` into a package folder."""
+    text = json.dumps(certificate.as_dict(), indent=2) + "\n"
+    (folder / CERTIFICATE_FILE).write_text(text, encoding="utf-8")
 
 
-def _common_part(found: Sequence[int], reference: Sequence[int]) -> float:
-    """Length of what two sequences begin with alike, as a part of the longer one's."""
-    pairs = zip(found, reference, strict=False)
-    first = next((at for at, (one, other) in enumerate(pairs) if one != other), None)
-    longest = max(len(found), len(reference))
-    return (min(len(found), len(reference)) if first is None else first) / longest
+def _follow(model: Model, prompt: Prompt, count: int) -> Logits:
+    """Logits [count, vocab_size] that predict the last tokens of a prompt."""
+    start, last = prompt.input_ids[:-count], prompt.input_ids[-count:-1]
+    run = model.start(Prompt(start, prompt.images))
+    return np.stack([run.logits, *(run.append(int(token_id)) for token_id in last)])
+
+
+def _feature_error(samples: Sequence[Observation], reference: Reference) -> float | None:
+    images = [image for seen in samples for image in seen.answered.images]
+    if not images:
+        return None
+    found = np.concatenate([features for seen in samples for features in seen.features])
+    expected = np.concatenate(list(reference.image_features(images)))
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def _describe(model: Model) -> str:
+    return f"{model.manifest.name}, {model.manifest.precision}"

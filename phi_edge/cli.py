@@ -8,10 +8,11 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,11 +21,17 @@ from phi_edge.errors import PhiEdgeError
 from phi_edge.image import CROP_SIZE, ImageCrops, count_tokens, open_image
 from phi_edge.model import BUNDLED_MODEL, Model, load_model
 from phi_edge.prompt import chat_text, image_tags
-from phi_edge.samples import bundled_samples, read_samples
+from phi_edge.samples import Sample, bundled_samples, read_samples
 from phi_edge.session import PROVIDERS
+
+if TYPE_CHECKING:
+    from phi_edge.certify import Certificate
 
 _INTERRUPTED = 130
 _SPEED_SECONDS = 600
+# One sample of a few is enough for the certificate that an export makes.
+_CERTIFICATE_STEP = 3
+_NUM_WORST = 5
 
 _provider_option = click.option(
     "--provider",
@@ -123,6 +130,13 @@ def cli(*, verbose: bool) -> None:
 )
 @_provider_option
 @click.option("--overwrite", is_flag=True, help="Replace a package that is already at OUT.")
+@click.option(
+    "--certify/--no-certify",
+    "with_certificate",
+    default=True,
+    show_default=True,
+    help="Compare the package with the checkpoint on a few samples; for the CPU alone.",
+)
 def export(
     *,
     checkpoint: str,
@@ -136,6 +150,7 @@ def export(
     adapter: Path | None,
     provider: str,
     overwrite: bool,
+    with_certificate: bool,
 ) -> None:
     """Convert CHECKPOINT, a folder or a Hugging Face hub name, to the package OUT."""
     if calibration and method not in (None, "gptq"):
@@ -169,6 +184,17 @@ def export(
     from rich.filesize import decimal
 
     click.echo(f"{out}: {precision} for {provider}, {decimal(manifest.size)}")
+    if with_certificate and provider == "cpu":
+        from phi_edge.certify import write_certificate
+
+        few = bundled_samples("held_out")[::_CERTIFICATE_STEP]
+        certificate = _certify_by_checkpoint(out, source, few, load_model)
+        write_certificate(out, certificate)
+        click.echo(
+            f"on {certificate.num_tokens} tokens, the same next token as the checkpoint's in "
+            f"{certificate.next_token_agreement:.1%}, KL divergence "
+            f"{certificate.kl_divergence:.4f} nats"
+        )
 
 
 def _read_bits(text: str) -> tuple[str, int]:
@@ -411,10 +437,8 @@ def _show(facts: dict[str, Any]) -> None:
 @click.argument("model_path", metavar="PACKAGE", type=click.Path(path_type=Path))
 @click.option(
     "--reference",
-    "reference_path",
-    type=click.Path(path_type=Path),
     required=True,
-    help="Package of the same checkpoint to compare with, as a rule of precision fp32.",
+    help="What to compare with: the checkpoint (a folder or a hub name), or another package of it.",
 )
 @click.option(
     "--samples",
@@ -428,27 +452,61 @@ def _show(facts: dict[str, Any]) -> None:
 def certify(
     *,
     model_path: Path,
-    reference_path: Path,
+    reference: str,
     samples_path: Path | None,
     as_json: bool,
     provider: str,
     threads: int | None,
 ) -> None:
     """Tell what the conversion of PACKAGE has changed, and write it down in the package."""
-    from phi_edge.certify import CERTIFICATE_FILE, certify
+    from phi_edge.certify import PackageReference, certify, observe, write_certificate
 
     samples = read_samples(samples_path) if samples_path else bundled_samples("held_out")
-    with (
-        load_model(model_path, provider=provider, num_threads=threads) as model,
-        load_model(reference_path, provider=provider, num_threads=threads) as reference,
-    ):
-        facts = certify(model, reference, samples).as_dict()
-    text = json.dumps(facts, indent=2)
-    (model_path / CERTIFICATE_FILE).write_text(f"{text}\n", encoding="utf-8")
-    if as_json:
-        click.echo(text)
+    manifest = package.read_manifest(model_path)
+    load = partial(load_model, provider=provider, num_threads=threads)
+    if (Path(reference) / package.MANIFEST_FILE).is_file():
+        package.read_manifest(Path(reference))
+        with load(model_path) as model:
+            observations = observe(model, samples)
+        with load(reference) as model:
+            certificate = certify(observations, PackageReference(model))
     else:
-        _show({name: f"{v:.4f}" if isinstance(v, float) else v for name, v in facts.items()})
+        exporter = _tool("export")
+        checkpoint = exporter.Checkpoint(exporter.find_checkpoint(reference))
+        certificate = _certify_by_checkpoint(model_path, checkpoint, samples, load)
+    write_certificate(model_path, certificate)
+    if as_json:
+        click.echo(json.dumps(certificate.as_dict(), indent=2))
+        return
+    facts = certificate.as_dict()
+    _show({name: f"{v:.4f}" if isinstance(v, float) else v for name, v in facts.items()})
+    _show_worst_layers(manifest)
+
+
+def _certify_by_checkpoint(
+    model_path: Path, checkpoint: Any, samples: Sequence[Sample], load: Callable[[Path], Model]
+) -> Certificate:
+    """Compare a package with its checkpoint, which is run layer by layer beside it on the disk."""
+    from phi_edge.certify import certify, observe
+
+    with load(model_path) as model:
+        observations = observe(model, samples)
+    folder = model_path.resolve().with_name(f".{model_path.name}.certificate")
+    return certify(observations, _tool("export").CheckpointReference(checkpoint, folder))
+
+
+def _show_worst_layers(manifest: package.Manifest) -> None:
+    """The layers whose outputs calibration found to be changed most, and how they are run."""
+    layers = manifest.recipe.get("layers") or {}
+    if not layers:
+        return
+    worst = sorted(layers, key=lambda name: layers[name]["error"], reverse=True)
+    num_exact = sum(facts["accuracy_level"] != 4 for facts in layers.values())
+    click.echo(
+        f"\n{num_exact} of {len(layers)} layers keep their activations in float32. "
+        "Relative error of the outputs, largest first:"
+    )
+    _show({name: f"{layers[name]['error']:.4f}" for name in worst[:_NUM_WORST]})
 
 
 def _describe(manifest: package.Manifest) -> dict[str, Any]:

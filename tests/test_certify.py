@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import phi_edge
+from export import Checkpoint, CheckpointReference
 from phi_edge import PackageError
-from phi_edge.certify import CERTIFICATE_FILE, Agreement, certify
+from phi_edge.certify import CERTIFICATE_FILE, Agreement, PackageReference, certify, observe
 from phi_edge.cli import cli
+from phi_edge.engine import Logits
+from phi_edge.prompt import Prompt
 from phi_edge.samples import Sample, bundled_samples
 
 from .conftest import GOLDEN, Exporter
@@ -36,19 +40,20 @@ def test_agreement_by_hand() -> None:
 
 
 def test_a_package_agrees_with_itself(model: phi_edge.Model) -> None:
-    certificate = certify(model, model, SAMPLES)
+    certificate = certify(observe(model, SAMPLES), PackageReference(model))
     assert certificate.num_samples == 2
     assert certificate.next_token_agreement == certificate.greedy_agreement == 1
     assert certificate.kl_divergence == pytest.approx(0, abs=1e-6)
     assert certificate.perplexity == pytest.approx(certificate.reference_perplexity, rel=1e-4)
 
 
-def test_without_an_answer_the_reference_gives_one(model: phi_edge.Model) -> None:
+def test_without_an_answer_the_package_gives_one(model: phi_edge.Model) -> None:
     sample = Sample("Hello there")
     prompt, answer = sample.encode(model.tokenizer, [])
     assert len(answer) == 0
     num_greedy = len(list(model.generate(prompt, max_tokens=32)))
-    assert certify(model, model, [sample]).num_tokens == num_greedy
+    (seen,) = observe(model, [sample]).samples
+    assert len(seen.logits) == seen.num_greedy == num_greedy
 
 
 def test_perplexity_is_that_of_the_log_probabilities(model: phi_edge.Model) -> None:
@@ -64,6 +69,39 @@ def test_perplexity_is_that_of_the_log_probabilities(model: phi_edge.Model) -> N
     assert agreement.num_tokens == 5
 
 
+def test_a_checkpoint_is_a_reference(
+    compact_checkpoint: Path, export_compact: Exporter, compact_fp32: Path, tmp_path: Path
+) -> None:
+    """It says what the fp32 package says, image features included, and leaves nothing behind."""
+    with phi_edge.load_model(export_compact("int4")) as model:
+        seen = observe(model, SAMPLES)
+    with phi_edge.load_model(compact_fp32) as model:
+        expected = certify(seen, PackageReference(model))
+    folder = tmp_path / "work"
+    found = certify(seen, CheckpointReference(Checkpoint(compact_checkpoint), folder))
+    assert not folder.exists()
+    assert 0 < found.image_feature_error < 0.1  # type: ignore[operator]
+    for name, value in expected.as_dict().items():
+        if not isinstance(value, str):
+            assert getattr(found, name) == pytest.approx(value, rel=1e-3)
+
+
+def test_greedy_agreement_ends_at_the_first_difference(model: phi_edge.Model) -> None:
+    """A reference that would have chosen another third token agrees on two of five."""
+
+    class Other(PackageReference):
+        def logits(self, prompts: Sequence[Prompt], counts: Sequence[int]) -> Iterator[Logits]:
+            for index, logits in enumerate(super().logits(prompts, counts)):
+                if index % 2:
+                    logits[2] *= -1
+                yield logits
+
+    seen = observe(model, SAMPLES[:1])
+    certificate = certify(seen, Other(model))
+    assert certificate.next_token_agreement == 1
+    assert certificate.greedy_agreement == 2 / seen.samples[0].num_greedy
+
+
 def test_command(export_compact: Exporter, compact_fp32: Path, tmp_path: Path) -> None:
     """It writes down what it says; the package still loads."""
     package = Path(shutil.copytree(export_compact("int4"), tmp_path / "package"))
@@ -77,8 +115,8 @@ def test_command(export_compact: Exporter, compact_fp32: Path, tmp_path: Path) -
 
 def test_packages_that_cannot_be_compared(model: phi_edge.Model, compact_fp32: Path) -> None:
     with pytest.raises(ValueError, match="no samples"):
-        certify(model, model, [])
+        observe(model, [])
     with phi_edge.load_model(compact_fp32) as other:
         other.tokenizer.add_tokens(["surplus"])
         with pytest.raises(PackageError, match="different tokenizers"):
-            certify(model, other, SAMPLES)
+            certify(observe(model, SAMPLES[:1]), PackageReference(other))

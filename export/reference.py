@@ -1,0 +1,55 @@
+"""The checkpoint itself as what a package is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from phi_edge.image import ImageCrops
+from phi_edge.prompt import Prompt
+
+from .checkpoint import Checkpoint
+from .journal import Journal
+from .layerwise import LayerwiseModel
+
+Floats = npt.NDArray[np.float32]
+
+
+class CheckpointReference:
+    """Runs a checkpoint in float32, layer by layer; a `phi_edge.certify.Reference`."""
+
+    def __init__(self, checkpoint: Checkpoint, folder: Path) -> None:
+        """Take the checkpoint.
+
+        Args:
+            checkpoint: What to run.
+            folder: Where activations are kept meanwhile; what is in it is removed.
+        """
+        self._checkpoint = checkpoint
+        self._folder = folder
+        self.name = f"{checkpoint.config.name}, checkpoint"
+        self.tokenizer = checkpoint.read_tokenizer()
+
+    def logits(self, prompts: Sequence[Prompt], counts: Sequence[int]) -> Iterator[Floats]:
+        """For each prompt, float32 [count, vocab_size]: what predicts its last `count` tokens."""
+        journal = Journal(self._folder, {})
+        try:
+            head: Floats = self._checkpoint.read("lm_head.weight").astype(np.float32)
+            normed = LayerwiseModel(self._checkpoint, prompts, journal).normed()
+            for rows, count in zip(normed, counts, strict=True):
+                yield rows[-count - 1 : -1] @ head.T
+        finally:
+            journal.clear()
+
+    def image_features(self, images: Sequence[ImageCrops]) -> Iterator[Floats]:
+        """For each image, float32 [num_tokens, hidden_size]."""
+        journal = Journal(self._folder, {})
+        try:
+            prompts = [Prompt(np.empty(0, np.int64), (image,)) for image in images]
+            for of_prompt in LayerwiseModel(self._checkpoint, prompts, journal).image_features():
+                yield from of_prompt
+        finally:
+            journal.clear()
