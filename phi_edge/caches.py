@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -92,11 +94,21 @@ class PrefixCache:
             self._kept.clear()
 
 
+class _Digested(Protocol):
+    """What tells an image from others; `ImageCrops` has it."""
+
+    @property
+    def digest(self) -> bytes: ...
+
+    @property
+    def num_tokens(self) -> int: ...
+
+
 def count_common_tokens(
     first_ids: npt.NDArray[np.int64],
-    first_images: tuple[ImageCrops, ...],
+    first_images: Sequence[_Digested],
     second_ids: npt.NDArray[np.int64],
-    second_images: tuple[ImageCrops, ...],
+    second_images: Sequence[_Digested],
 ) -> int:
     """How many tokens two sequences begin with alike, image slots by the pixels behind them.
 

@@ -16,6 +16,7 @@ from phi_edge import image as image_processing
 from phi_edge import package
 from phi_edge import prompt as prompts
 from phi_edge.caches import FeatureCache, PrefixCache
+from phi_edge.disk_cache import DiskCache
 from phi_edge.engine import Engine, Features, Run, check_cancelled
 from phi_edge.errors import EngineError, PackageError
 from phi_edge.generation import GenerationEvent, Limits, generate_events
@@ -53,12 +54,14 @@ class Model:
         tokenizer: Tokenizer,
         engine: Engine,
         prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
+        disk_cache: DiskCache | None = None,
     ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self._engine: Engine | None = engine
         self._features = FeatureCache(_FEATURE_CACHE_BYTES)
         self._prefixes = PrefixCache(prefix_cache_bytes)
+        self._disk = disk_cache
 
     def __enter__(self) -> Self:
         return self
@@ -104,10 +107,16 @@ class Model:
         Those of the images that came last are kept, and given again for the same pixels.
         """
         features = self._features.get(crops)
+        if features is not None:
+            return features
+        if self._disk is not None:
+            features = self._disk.load_features(crops)
         if features is None:
             features = self._open_engine().encode_image(crops)
-            features.setflags(write=False)
-            self._features.put(crops, features)
+            if self._disk is not None:
+                self._disk.save_features(crops, features)
+        features.setflags(write=False)
+        self._features.put(crops, features)
         return features
 
     def encode_prompt(
@@ -150,18 +159,23 @@ class Model:
         for crops in prompt.images:
             check_cancelled(cancel)
             features.append(self.encode_image(crops))
+        rows = np.concatenate(features)
         run = self._prefixes.take(prompt)
+        if run is None and self._disk is not None:
+            run = self._disk.load_run(prompt, rows, engine)
         if run is None:
-            return engine.start(prompt.input_ids, np.concatenate(features), cancel)
+            return engine.start(prompt.input_ids, rows, cancel)
         ids = prompt.input_ids[run.num_tokens :]
         num_known = np.count_nonzero(prompt.input_ids[: run.num_tokens] < 0)
         logger.info("%d of %d prompt tokens are cached", run.num_tokens, prompt.num_tokens)
-        run.extend(ids, np.concatenate(features)[num_known:], cancel)
+        run.extend(ids, rows[num_known:], cancel)
         return run
 
     def keep(self, prompt: Prompt, run: Run) -> None:
         """Keep a run that `start` gave for prompts that begin alike; it must not be used again."""
         if self._engine is not None:
+            if self._disk is not None:
+                self._disk.save_run(prompt, run)
             self._prefixes.put(prompt, run)
 
     def generate(
@@ -248,6 +262,7 @@ def load_model(
     provider: str = "cpu",
     num_threads: int | None = None,
     prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
+    disk_cache: str | Path | None = None,
     verify: bool = False,
 ) -> Model:
     """Load a package.
@@ -259,6 +274,9 @@ def load_model(
         num_threads: Threads for the CPU kernels; None for one a physical core.
         prefix_cache_bytes: How much memory finished conversations may keep, so that their next
             turn, or another question about the same image, needs no new prefill; 0 for none.
+        disk_cache: Folder that keeps image features and prefilled prompts between processes, up
+            to 8 GiB, in files that their owner alone can read; nothing is kept when None. What
+            images and prompts say can be told from them.
         verify: Read the whole package and compare the digests of the large files too.
 
     Raises:
@@ -274,4 +292,5 @@ def load_model(
     except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception
         raise PackageError(f"{folder / package.TOKENIZER_FILE} cannot be read: {error}") from None
     engine = OrtEngine(folder, manifest.model, provider, num_threads)
-    return Model(manifest, tokenizer, engine, prefix_cache_bytes)
+    disk = DiskCache(Path(disk_cache), manifest, provider) if disk_cache else None
+    return Model(manifest, tokenizer, engine, prefix_cache_bytes, disk)
