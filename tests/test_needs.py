@@ -21,7 +21,7 @@ from phi_edge.needs import check_needs, most_tokens, predict_needs, square_image
 from phi_edge.prompt import chat_text
 
 MANIFEST = package.read_manifest(BUNDLED_MODEL)
-MEASURE = """
+MEASURE = r"""
 import re, sys, phi_edge
 from pathlib import Path
 from PIL import Image
