@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from phi_edge.client import ChatCompletionsClient, load_client
 from phi_edge.errors import (
+    CalibrationError,
     CheckpointError,
     CheckpointNotFoundError,
     ContextLengthError,
@@ -11,6 +12,7 @@ from phi_edge.errors import (
     GenerationCancelled,
     HttpResponseError,
     ImageError,
+    MemoryLimitError,
     PackageError,
     PackageNotFoundError,
     PhiEdgeError,
@@ -26,6 +28,7 @@ from phi_edge.prompt import Prompt
 __version__ = "0.1.0"
 
 __all__ = [
+    "CalibrationError",
     "ChatCompletionsClient",
     "CheckpointError",
     "CheckpointNotFoundError",
@@ -36,6 +39,7 @@ __all__ = [
     "HttpResponseError",
     "ImageCrops",
     "ImageError",
+    "MemoryLimitError",
     "Model",
     "PackageError",
     "PackageNotFoundError",

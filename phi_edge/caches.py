@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +35,18 @@ class FeatureCache:
         """Keep features, as far as there is room."""
         with self._lock:
             self._features[crops.digest] = features
-            while sum(kept.nbytes for kept in self._features.values()) > self._max_bytes:
-                self._features.popitem(last=False)
+            self._shrink(self._max_bytes)
+
+    def shrink(self, max_bytes: int) -> int:
+        """Keep no more than `max_bytes`, and tell how many are kept."""
+        with self._lock:
+            return self._shrink(max_bytes)
+
+    def _shrink(self, max_bytes: int) -> int:
+        num_bytes = sum(kept.nbytes for kept in self._features.values())
+        while self._features and num_bytes > max_bytes:
+            num_bytes -= self._features.popitem(last=False)[1].nbytes
+        return num_bytes
 
     def clear(self) -> None:
         """Forget everything."""
@@ -83,8 +95,17 @@ class PrefixCache:
         """Keep a run that began with a prompt, as far as there is room."""
         with self._lock:
             self._kept.append(_Kept(run, prompt.images))
-            while sum(kept.run.num_bytes for kept in self._kept) > self._max_bytes:
-                self._kept.pop(0)
+            self._shrink(self._max_bytes)
+
+    def shrink(self, max_bytes: int) -> None:
+        """Keep no more than `max_bytes`."""
+        with self._lock:
+            self._shrink(max_bytes)
+
+    def _shrink(self, max_bytes: int) -> None:
+        num_bytes = sum(kept.run.num_bytes for kept in self._kept)
+        while self._kept and num_bytes > max_bytes:
+            num_bytes -= self._kept.pop(0).run.num_bytes
 
     def clear(self) -> None:
         """Forget everything."""
@@ -92,11 +113,21 @@ class PrefixCache:
             self._kept.clear()
 
 
+class _Digested(Protocol):
+    """What tells an image from others; `ImageCrops` has it."""
+
+    @property
+    def digest(self) -> bytes: ...
+
+    @property
+    def num_tokens(self) -> int: ...
+
+
 def count_common_tokens(
     first_ids: npt.NDArray[np.int64],
-    first_images: tuple[ImageCrops, ...],
+    first_images: Sequence[_Digested],
     second_ids: npt.NDArray[np.int64],
-    second_images: tuple[ImageCrops, ...],
+    second_images: Sequence[_Digested],
 ) -> int:
     """How many tokens two sequences begin with alike, image slots by the pixels behind them.
 

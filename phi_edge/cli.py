@@ -1,7 +1,8 @@
-"""The command line: `phi-edge export`, `chat`, `serve`, `info`, `certify`."""
+"""The command line: `phi-edge export`, `chat`, `serve`, `info`, `calibrate`, `certify`."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import logging
@@ -46,6 +47,24 @@ _model_option = click.option(
     type=click.Path(path_type=Path),
     envvar="PHI_EDGE_MODEL",
     help="Package folder; the bundled phi-edge-tiny, a test model, when not given.",
+)
+_max_ram_option = click.option(
+    "--max-ram-mb",
+    type=click.IntRange(min=1),
+    envvar="PHI_EDGE_MAX_RAM_MB",
+    help="Refuse what is predicted to take more memory.",
+)
+_disk_cache_option = click.option(
+    "--disk-cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to keep image features and prefilled prompts in between runs, up to 8 GiB. Its "
+    "files tell what images and prompts say, and only you can read them.",
+)
+_ttft_option = click.option(
+    "--max-ttft-ms",
+    type=click.FloatRange(min=0),
+    help="Use fewer crops, until the first token is predicted to come within so many "
+    "milliseconds. Needs `phi-edge calibrate`, once.",
 )
 _threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
 
@@ -274,6 +293,9 @@ def _tool(name: str) -> ModuleType:
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True)
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
+@_ttft_option
+@_max_ram_option
+@_disk_cache_option
 @_provider_option
 @_threads_option
 def chat(
@@ -283,6 +305,9 @@ def chat(
     image_paths: tuple[Path, ...],
     num_crops: int | None,
     system: str | None,
+    max_ttft_ms: float | None,
+    max_ram_mb: int | None,
+    disk_cache: Path | None,
     provider: str,
     threads: int | None,
     **sampling: Any,
@@ -291,7 +316,17 @@ def chat(
     images = [open_image(path) for path in image_paths]
     if model_path is None and sys.stderr.isatty():
         click.echo("phi-edge-tiny, a test model; --model takes a package of your own", err=True)
-    with load_model(model_path, provider=provider, num_threads=threads) as model:
+    with load_model(
+        model_path,
+        provider=provider,
+        num_threads=threads,
+        disk_cache=disk_cache,
+        max_ram_mb=max_ram_mb,
+    ) as model:
+        if max_ttft_ms is not None:
+            limits = [num_crops] * len(images)
+            text = f"{system or ''}{prompt or ''}"
+            num_crops = model.fit_crops(images, max_ttft_ms, text=text, num_crops=limits)
         crops = [model.preprocess(image, num_crops) for image in images]
         tags = image_tags(len(crops))
         turns = [("system", system)] if system else []
@@ -332,6 +367,9 @@ def _answer(
 
 @cli.command()
 @_model_option
+@_ttft_option
+@_max_ram_option
+@_disk_cache_option
 @_provider_option
 @_threads_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind to.")
@@ -375,6 +413,8 @@ def serve(
     model_path: Path | None,
     provider: str,
     threads: int | None,
+    max_ram_mb: int | None,
+    disk_cache: Path | None,
     host: str,
     port: int,
     api_key: str | None,
@@ -395,7 +435,13 @@ def serve(
     terms = block_list.read_text(encoding="utf-8").splitlines() if block_list else []
     filters = [BlockList(term for term in terms if term.strip())] if block_list else []
     logging.getLogger().setLevel(min(logging.INFO, logging.getLogger().level))
-    with load_model(model_path, provider=provider, num_threads=threads) as model:
+    with load_model(
+        model_path,
+        provider=provider,
+        num_threads=threads,
+        disk_cache=disk_cache,
+        max_ram_mb=max_ram_mb,
+    ) as model:
         service = ChatService(model, content_filters=filters, **settings)
         run_server(service, host=host, port=port, api_key=api_key, max_waiting=max_waiting)
 
@@ -404,15 +450,67 @@ def serve(
 @click.argument("model_path", type=click.Path(path_type=Path), default=BUNDLED_MODEL)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--verify", is_flag=True, help="Compare every file with its digest.")
-def info(*, model_path: Path, as_json: bool, verify: bool) -> None:
-    """Tell what the package at MODEL_PATH is; the bundled one by default."""
+@click.option(
+    "--prompt-tokens",
+    type=click.IntRange(min=1),
+    help="Tell what a request would take whose text has so many tokens.",
+)
+@click.option(
+    "--images",
+    "num_images",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Square images of that request.",
+)
+@click.option("--detail", type=click.Choice(["low", "auto", "high"]), help="Their detail.")
+@click.option("--num-crops", type=click.IntRange(min=1), help="Their crops, instead of a detail.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=0),
+    default=256,
+    show_default=True,
+    help="Tokens of that request's completion.",
+)
+@_provider_option
+@_threads_option
+def info(
+    *, model_path: Path, as_json: bool, verify: bool, prompt_tokens: int | None, **request: Any
+) -> None:
+    """Tell what the package at MODEL_PATH is, the bundled one by default; or what a request to it
+    would take.
+    """
     manifest = package.read_manifest(model_path)
     package.check_files(model_path, manifest, verify=verify)
-    facts = _describe(manifest)
+    if prompt_tokens is None:
+        if request["num_images"]:
+            raise click.UsageError("--images goes with --prompt-tokens")
+        facts = _describe(manifest)
+    else:
+        from phi_edge.estimate import estimate
+
+        facts = estimate(manifest, prompt_tokens, **request)
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
     _show(facts)
+
+
+@cli.command()
+@click.argument("model_path", type=click.Path(path_type=Path), default=BUNDLED_MODEL)
+@_provider_option
+@_threads_option
+def calibrate(*, model_path: Path, provider: str, threads: int | None) -> None:
+    """Measure how fast the package at MODEL_PATH runs on this machine, and keep the figures.
+
+    Takes a minute or two for a package of Phi-3.5-vision's size; nothing else should be running.
+    """
+    from phi_edge.machine import measure, save_calibration
+
+    with load_model(model_path, provider=provider, num_threads=threads) as model:
+        calibration = measure(model)
+    path = save_calibration(calibration, model.manifest, provider, threads)
+    _show({name: f"{value:.3g}" for name, value in dataclasses.asdict(calibration).items()})
+    click.echo(f"kept in {path}")
 
 
 def _show(facts: dict[str, Any]) -> None:

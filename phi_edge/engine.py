@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,8 @@ from phi_edge.image import ImageCrops
 
 Logits = npt.NDArray[np.float32]
 Features = npt.NDArray[np.float32]
+# Keys or values of one layer, [kv_heads, num_tokens, head_size], in the cache's own type.
+Rows = npt.NDArray[Any]
 
 
 class Run(Protocol):
@@ -52,6 +55,15 @@ class Run(Protocol):
     def rewind(self, num_tokens: int) -> None:
         """Drop all tokens but the first `num_tokens`, at least one."""
 
+    def rows(self, num_tokens: int) -> Iterator[Rows]:
+        """Cached keys and values of the first tokens, in an order of the engine's own.
+
+        They can be given to `Engine.restore` of the same package, in another process too.
+
+        Raises:
+            ValueError: So many tokens are not cached.
+        """
+
 
 class Engine(Protocol):
     """Runs the graphs of one package."""
@@ -77,6 +89,27 @@ class Engine(Protocol):
             PromptError: Ids are out of range, or slots and features do not match.
             ContextLengthError: The sequence is longer than the context.
             GenerationCancelled: `cancel` was set.
+        """
+
+    def restore(
+        self,
+        input_ids: npt.NDArray[np.int64],
+        image_features: Features,
+        rows: Iterable[Rows],
+        *,
+        is_long: bool,
+    ) -> Run:
+        """A run with the keys and values that `Run.rows` gave, to be extended.
+
+        Args:
+            input_ids: int64 [num_tokens], the tokens that the rows belong to.
+            image_features: As in `start`.
+            rows: All that `Run.rows` gave, in its order.
+            is_long: Whether the run that they are of was longer than
+                `original_context_length`; a sequence on the other side is prefilled again.
+
+        Raises:
+            PromptError, ContextLengthError: As in `start`.
         """
 
     def close(self) -> None:

@@ -10,6 +10,8 @@ PhiEdgeError
   x ImageError (ValueError)              an image that cannot be read or laid out
   x PromptError (ValueError)             a prompt whose tags, tokens and images do not fit
   x ContextLengthError (ValueError)      more tokens than the model's context holds
+  x MemoryLimitError (MemoryError)       more memory than `max_ram_mb` would be needed
+  x CalibrationError (RuntimeError)      predictions of time need a calibration of this machine
   x GenerationCancelled                  the caller asked for the run to stop
   x EngineError (RuntimeError)           the engine failed while running a graph
   x HttpResponseError                    a request that the API answers with an error
@@ -78,6 +80,14 @@ class ContextLengthError(PhiEdgeError, ValueError):
         )
         self.num_tokens = num_tokens
         self.context_length = context_length
+
+
+class MemoryLimitError(PhiEdgeError, MemoryError):
+    """A package or a request would take more memory than the caller allowed."""
+
+
+class CalibrationError(PhiEdgeError, RuntimeError):
+    """How fast the package runs on this machine was not measured yet."""
 
 
 class GenerationCancelled(PhiEdgeError):  # noqa: N818 - an outcome the caller asked for

@@ -24,6 +24,9 @@ from phi_edge.errors import ImageError
 
 CROP_SIZE = 336
 
+# `detail` of an image in the API -> most sub crops; the checkpoint's own number for "auto".
+DETAIL_CROPS = {"low": 1, "auto": None, "high": 16}
+
 # Tokens of one crop: 24 x 24 patches of 14 pixels, merged in squares of 2 x 2.
 _TOKENS_PER_CROP_SIDE = 12
 _TOKENS_PER_CROP = _TOKENS_PER_CROP_SIDE**2
@@ -116,6 +119,18 @@ def layout(width: int, height: int, num_crops: int) -> tuple[int, int]:
             "its short side would vanish. Cut it into parts, or allow more crops"
         )
     return new_width, new_height
+
+
+def padded_size(width: int, height: int, num_crops: int) -> tuple[int, int]:
+    """Height and width in pixels of what `hd_image` makes of an image of this width and height.
+
+    Raises:
+        ImageError: As in `layout`.
+    """
+    short, long = sorted((max(width, 1), max(height, 1)))
+    new_long, new_short = layout(long, short, num_crops)
+    new_short += -new_short % CROP_SIZE
+    return (new_long, new_short) if width < height else (new_short, new_long)
 
 
 def hd_image(image: Image.Image, num_crops: int) -> npt.NDArray[np.uint8]:

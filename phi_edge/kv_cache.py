@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,21 @@ class KeyValueCache:
                     array[:, :, :num_kept] = self._buffers[layer, part].numpy()[:, :, :num_kept]
                 self._buffers[layer, part] = ort.OrtValue.ortvalue_from_numpy(array, self._device)
         return True
+
+    def rows(self, num_tokens: int) -> Iterator[npt.NDArray[Any]]:
+        """Keys and values of the first tokens, each [kv_heads, num_tokens, head_size]."""
+        for buffer in self._buffers.values():
+            yield buffer.numpy()[0, :, :num_tokens]
+
+    def load_rows(self, rows: Iterable[npt.NDArray[Any]], num_tokens: int) -> None:
+        """Fill an empty cache with what `rows` gave; the buffers have to be bound then."""
+        self.reserve(num_tokens, num_kept=0)
+        ort = import_onnxruntime()
+        for (place, buffer), part in zip(list(self._buffers.items()), rows, strict=True):
+            array = _untouched_zeros(tuple(buffer.shape()), part.dtype.name)
+            array[0, :, :num_tokens] = part
+            self._buffers[place] = ort.OrtValue.ortvalue_from_numpy(array, self._device)
+        self.note_use(num_tokens)
 
     def note_use(self, num_tokens: int) -> None:
         """Tell that the first `num_tokens` have been written."""

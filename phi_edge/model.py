@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,13 @@ from phi_edge import image as image_processing
 from phi_edge import package
 from phi_edge import prompt as prompts
 from phi_edge.caches import FeatureCache, PrefixCache
+from phi_edge.disk_cache import DiskCache
 from phi_edge.engine import Engine, Features, Run, check_cancelled
 from phi_edge.errors import EngineError, PackageError
 from phi_edge.generation import GenerationEvent, Limits, generate_events
 from phi_edge.image import ImageCrops
+from phi_edge.machine import Calibration, load_calibration, most_crops
+from phi_edge.needs import check_needs, most_tokens, predict_needs
 from phi_edge.ort_engine import OrtEngine
 from phi_edge.prompt import Prompt
 from phi_edge.sampling import Sampler
@@ -53,12 +57,20 @@ class Model:
         tokenizer: Tokenizer,
         engine: Engine,
         prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
+        disk_cache: DiskCache | None = None,
+        max_ram_bytes: int | None = None,
+        *,
+        provider: str = "cpu",
+        num_threads: int | None = None,
     ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self._engine: Engine | None = engine
         self._features = FeatureCache(_FEATURE_CACHE_BYTES)
         self._prefixes = PrefixCache(prefix_cache_bytes)
+        self._disk = disk_cache
+        self._max_ram_bytes = max_ram_bytes
+        self._provider, self._num_threads = provider, num_threads
 
     def __enter__(self) -> Self:
         return self
@@ -78,6 +90,45 @@ class Model:
         if self._engine is None:
             raise EngineError("the model is closed: load it again")
         return self._engine
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """How fast the package runs on this machine.
+
+        Raises:
+            CalibrationError: This was not measured yet.
+        """
+        return load_calibration(self.manifest, self._provider, self._num_threads)
+
+    def fit_crops(
+        self,
+        images: Sequence[Image.Image],
+        max_ttft_ms: float,
+        *,
+        text: str = "",
+        num_crops: Sequence[int | None] | None = None,
+    ) -> int:
+        """The most crops an image with which the predicted first token comes in time.
+
+        What is cached is not counted, so that the turns of a conversation get the same crops.
+
+        Args:
+            images: Those of the prompt.
+            max_ttft_ms: Milliseconds to the first token.
+            text: The prompt. What comes after the answer to the last image's first question is
+                left out.
+            num_crops: Most crops of each image; the checkpoint's default where None.
+
+        Returns:
+            At least 1, even where that takes longer.
+
+        Raises:
+            CalibrationError: The machine was not calibrated for this package.
+        """
+        default = self.manifest.model.num_crops
+        own = [most or default for most in num_crops or [None] * len(images)]
+        num_text_tokens = len(self.tokenizer.encode(prompts.until_images_are_known(text)).ids)
+        return most_crops(self.calibration, images, own, num_text_tokens, max_ttft_ms)
 
     def preprocess(self, image: Image.Image, num_crops: int | None = None) -> ImageCrops:
         """Cut an image into crops of normalised pixels.
@@ -104,10 +155,16 @@ class Model:
         Those of the images that came last are kept, and given again for the same pixels.
         """
         features = self._features.get(crops)
+        if features is not None:
+            return features
+        if self._disk is not None:
+            features = self._disk.load_features(crops)
         if features is None:
             features = self._open_engine().encode_image(crops)
-            features.setflags(write=False)
-            self._features.put(crops, features)
+            if self._disk is not None:
+                self._disk.save_features(crops, features)
+        features.setflags(write=False)
+        self._features.put(crops, features)
         return features
 
     def encode_prompt(
@@ -115,6 +172,7 @@ class Model:
         text: str,
         images: Sequence[Image.Image | ImageCrops] = (),
         num_crops: int | None = None,
+        max_ttft_ms: float | None = None,
     ) -> Prompt:
         """Tokenize a prompt in the chat template.
 
@@ -122,46 +180,102 @@ class Model:
             text: As `phi_edge.prompt.chat_text` makes it, with a tag `<|image_k|>` an image.
             images: The images that the tags name, in the order of their numbers.
             num_crops: As in `preprocess`, for images that are not cut yet.
+            max_ttft_ms: Lowers `num_crops` until the first token is predicted to come within so
+                many milliseconds; see `fit_crops`.
 
         Raises:
+            CalibrationError: As in `fit_crops`.
             PromptError: Tags and images do not match.
             ImageError: An image cannot be decoded or laid out.
         """
+        uncut = [image for image in images if not isinstance(image, ImageCrops)]
+        if max_ttft_ms is not None and uncut:
+            limits = [num_crops] * len(uncut)
+            num_crops = self.fit_crops(uncut, max_ttft_ms, text=text, num_crops=limits)
         crops = [
             image if isinstance(image, ImageCrops) else self.preprocess(image, num_crops)
             for image in images
         ]
         return prompts.encode_prompt(self.tokenizer, text, crops)
 
-    def start(self, prompt: Prompt, cancel: threading.Event | None = None) -> Run:
+    def check_memory(self, prompt: Prompt, max_tokens: int | None = None) -> None:
+        """Refuse a prompt that would take too much memory, before any work is done.
+
+        Args:
+            prompt: From `encode_prompt`.
+            max_tokens: Tokens that the completion may have; when None, it ends where memory does.
+
+        Raises:
+            MemoryLimitError: With `max_ram_mb`, the predicted peak is above it.
+        """
+        if self._max_ram_bytes is not None:
+            num_tokens = prompt.num_tokens + (max_tokens or 1)
+            needs = predict_needs(self.manifest, num_tokens, prompt.image_sizes)
+            check_needs(needs, self._max_ram_bytes)
+
+    def _free_memory(self, prompt: Prompt, max_tokens: int | None) -> None:
+        """Forget what is kept as far as a request needs its memory."""
+        if self._max_ram_bytes is None:
+            return
+        limits = self.limits(max_tokens, prompt)
+        num_tokens = limits.context_length
+        if max_tokens is not None:
+            num_tokens = min(num_tokens, prompt.num_tokens + max_tokens)
+        needs = predict_needs(self.manifest, num_tokens, prompt.image_sizes)
+        room = max(0, self._max_ram_bytes - needs.peak_bytes)
+        self._prefixes.shrink(room - self._features.shrink(room))
+
+    def start(
+        self,
+        prompt: Prompt,
+        cancel: threading.Event | None = None,
+        max_tokens: int | None = None,
+    ) -> Run:
         """Prefill a prompt, or what an earlier run that was kept does not have of it.
 
         Args:
             prompt: From `encode_prompt`.
             cancel: Setting it, from another thread, stops the prefill.
+            max_tokens: Tokens that the run may grow by; see `check_memory`.
 
         Raises:
+            MemoryLimitError: See `check_memory`.
             PromptError: An image is named more than once.
             ContextLengthError: The prompt is longer than the context.
             GenerationCancelled: `cancel` was set.
         """
         engine = self._open_engine()
+        self.check_memory(prompt, max_tokens)
+        run = self._prefixes.take(prompt)
+        self._free_memory(prompt, max_tokens)
+        try:
+            rows = self._encode_images(prompt, cancel)
+        except BaseException:
+            if run is not None:
+                self._prefixes.put(prompt, run)
+            raise
+        if run is None and self._disk is not None:
+            run = self._disk.load_run(prompt, rows, engine)
+        if run is None:
+            return engine.start(prompt.input_ids, rows, cancel)
+        ids = prompt.input_ids[run.num_tokens :]
+        num_known = np.count_nonzero(prompt.input_ids[: run.num_tokens] < 0)
+        logger.info("%d of %d prompt tokens are cached", run.num_tokens, prompt.num_tokens)
+        run.extend(ids, rows[num_known:], cancel)
+        return run
+
+    def _encode_images(self, prompt: Prompt, cancel: threading.Event | None) -> Features:
         features = [np.empty((0, self.manifest.model.hidden_size), np.float32)]
         for crops in prompt.images:
             check_cancelled(cancel)
             features.append(self.encode_image(crops))
-        run = self._prefixes.take(prompt)
-        if run is None:
-            return engine.start(prompt.input_ids, np.concatenate(features), cancel)
-        ids = prompt.input_ids[run.num_tokens :]
-        num_known = np.count_nonzero(prompt.input_ids[: run.num_tokens] < 0)
-        logger.info("%d of %d prompt tokens are cached", run.num_tokens, prompt.num_tokens)
-        run.extend(ids, np.concatenate(features)[num_known:], cancel)
-        return run
+        return np.concatenate(features)
 
     def keep(self, prompt: Prompt, run: Run) -> None:
         """Keep a run that `start` gave for prompts that begin alike; it must not be used again."""
         if self._engine is not None:
+            if self._disk is not None:
+                self._disk.save_run(prompt, run)
             self._prefixes.put(prompt, run)
 
     def generate(
@@ -203,8 +317,8 @@ class Model:
 
         Raises:
             ValueError: A parameter is out of its range.
-            PromptError, ContextLengthError, GenerationCancelled: As in `start`, when the first
-                event is asked for.
+            PromptError, ContextLengthError, MemoryLimitError, GenerationCancelled: As in `start`,
+                when the first event is asked for.
         """
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
@@ -218,7 +332,7 @@ class Model:
             logit_bias=logit_bias,
         )
         detokenizer = Detokenizer(self.tokenizer, (stop,) if isinstance(stop, str) else stop)
-        limits = self.limits(max_tokens)
+        limits = self.limits(max_tokens, prompt)
         return self._events(prompt, sampler, detokenizer, limits, num_logprobs, cancel)
 
     def _events(
@@ -230,16 +344,20 @@ class Model:
         num_logprobs: int | None,
         cancel: threading.Event | None,
     ) -> Iterator[GenerationEvent]:
-        run = self.start(prompt, cancel)
+        run = self.start(prompt, cancel, limits.max_tokens)
         try:
             yield from generate_events(run, sampler, detokenizer, limits, num_logprobs, cancel)
         finally:
             self.keep(prompt, run)
 
-    def limits(self, max_tokens: int | None = None) -> Limits:
-        """What ends a completion of this model."""
+    def limits(self, max_tokens: int | None, prompt: Prompt) -> Limits:
+        """What ends a completion of a prompt; the end of the memory does as that of the context."""
         model = self.manifest.model
-        return Limits(model.eos_token_ids, model.context_length, max_tokens)
+        context_length = model.context_length
+        if self._max_ram_bytes is not None:
+            most = most_tokens(self.manifest, self._max_ram_bytes, prompt.image_sizes)
+            context_length = min(context_length, most)
+        return Limits(model.eos_token_ids, context_length, max_tokens)
 
 
 def load_model(
@@ -248,6 +366,8 @@ def load_model(
     provider: str = "cpu",
     num_threads: int | None = None,
     prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
+    disk_cache: str | Path | None = None,
+    max_ram_mb: int | None = None,
     verify: bool = False,
 ) -> Model:
     """Load a package.
@@ -259,19 +379,40 @@ def load_model(
         num_threads: Threads for the CPU kernels; None for one a physical core.
         prefix_cache_bytes: How much memory finished conversations may keep, so that their next
             turn, or another question about the same image, needs no new prefill; 0 for none.
+        disk_cache: Folder that keeps image features and prefilled prompts between processes, up
+            to 8 GiB, in files that their owner alone can read; nothing is kept when None. What
+            images and prompts say can be told from them.
+        max_ram_mb: Most memory that the process may take, in 10^6 bytes, as far as it can be
+            predicted (see `phi_edge.needs`) for one request at a time on the CPU. What would
+            take more is refused before any work; what is kept is forgotten first.
         verify: Read the whole package and compare the digests of the large files too.
 
     Raises:
         PackageError: The package is missing, damaged, or was changed after its export.
         ProviderError: ONNX Runtime or the provider is not available.
         EngineError: A graph cannot be loaded.
+        MemoryLimitError: The package alone would take more than `max_ram_mb`.
+        OSError: The folder of `disk_cache` cannot be made.
     """
     folder = BUNDLED_MODEL if path is None else Path(path)
     manifest = package.read_manifest(folder)
     package.check_files(folder, manifest, verify=verify)
+    max_ram_bytes = None if max_ram_mb is None else max_ram_mb * 10**6
+    if max_ram_bytes is not None:
+        check_needs(predict_needs(manifest, 1), max_ram_bytes)
     try:
         tokenizer = Tokenizer.from_file(str(folder / package.TOKENIZER_FILE))
     except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception
         raise PackageError(f"{folder / package.TOKENIZER_FILE} cannot be read: {error}") from None
     engine = OrtEngine(folder, manifest.model, provider, num_threads)
-    return Model(manifest, tokenizer, engine, prefix_cache_bytes)
+    disk = DiskCache(Path(disk_cache), manifest, provider) if disk_cache else None
+    return Model(
+        manifest,
+        tokenizer,
+        engine,
+        prefix_cache_bytes,
+        disk,
+        max_ram_bytes,
+        provider=provider,
+        num_threads=num_threads,
+    )

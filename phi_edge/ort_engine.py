@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phi_edge import package
-from phi_edge.engine import Features, Logits, check_cancelled
+from phi_edge.engine import Features, Logits, Rows, check_cancelled
 from phi_edge.errors import ContextLengthError, PromptError
 from phi_edge.image import ImageCrops
 from phi_edge.kv_cache import KeyValueCache
@@ -73,6 +74,20 @@ class OrtEngine:
             raise PromptError("the prompt has no tokens")
         run = OrtRun(self)
         run.extend(input_ids, image_features, cancel)
+        return run
+
+    def restore(
+        self,
+        input_ids: npt.NDArray[np.int64],
+        image_features: Features,
+        rows: Iterable[Rows],
+        *,
+        is_long: bool,
+    ) -> OrtRun:
+        """See `Engine.restore`."""
+        self.check_tokens(len(input_ids), input_ids, image_features)
+        run = OrtRun(self)
+        run.load_rows(input_ids, image_features, rows, is_long=is_long)
         return run
 
     def check_tokens(
@@ -180,6 +195,27 @@ class OrtRun:
             self._logits_are_current = False
         del self._ids[num_tokens:]
         self._num_cached = min(self._num_cached, num_tokens)
+
+    def rows(self, num_tokens: int) -> Iterator[Rows]:
+        """See `Run.rows`."""
+        if num_tokens > self._num_cached:
+            raise ValueError(f"{self._num_cached} tokens are cached, not {num_tokens}")
+        return self._cache.rows(num_tokens)
+
+    def load_rows(
+        self,
+        input_ids: npt.NDArray[np.int64],
+        image_features: Features,
+        rows: Iterable[Rows],
+        *,
+        is_long: bool,
+    ) -> None:
+        """Begin with tokens whose keys and values are known; see `Engine.restore`."""
+        self._ids = input_ids.tolist()
+        self._image_features = image_features.astype(self._model.io_dtype)
+        self._cache.load_rows(rows, len(self._ids))
+        self._cache.bind(self._binding)
+        self._num_cached, self._cache_is_long = len(self._ids), is_long
 
     def _current_logits(self) -> Logits:
         logits: Logits = self._logits[0, 0].copy()

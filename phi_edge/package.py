@@ -136,6 +136,12 @@ class Manifest:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @property
+    def digest(self) -> str:
+        """SHA-256 of everything that the manifest says, the digests of all files included."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
     def size(self) -> int:
         """Bytes of all files together."""
         return sum(entry.size for entry in self.files.values())

@@ -42,6 +42,11 @@ class Prompt:
         """Tokens of the prompt, image slots included."""
         return len(self.input_ids)
 
+    @property
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each padded image in pixels."""
+        return [crops.image_size for crops in self.images]
+
 
 def encode_prompt(tokenizer: Tokenizer, text: str, images: Sequence[ImageCrops]) -> Prompt:
     """Tokenize a prompt and lay out the slots of its images.
@@ -77,6 +82,13 @@ def encode_prompt(tokenizer: Tokenizer, text: str, images: Sequence[ImageCrops])
             _tokenize(tokenizer, piece),
         ]
     return Prompt(np.concatenate(parts), tuple(images))
+
+
+def until_images_are_known(text: str) -> str:
+    """A prompt up to the first answer after its last image, or the whole of it."""
+    *_, last = [0, *(match.end() for match in _IMAGE_TAG.finditer(text))]
+    end = text.find("<|assistant|>", last)
+    return text if end < 0 else text[:end]
 
 
 def _tokenize(tokenizer: Tokenizer, text: str) -> npt.NDArray[np.int64]:

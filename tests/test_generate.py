@@ -42,7 +42,7 @@ def test_end_token(compact: GoldenSet, model: phi_edge.Model) -> None:
             return logits
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "start", lambda prompt, _: EndingRun(prompt))
+        patch.setattr(model, "start", lambda prompt, *_: EndingRun(prompt))
         patch.setattr(model, "keep", lambda *_: None)
         events = list(model.generate(golden_prompt(compact), max_tokens=8))
     assert events[1:] == [GenerationEvent(end, "", "stop")]

@@ -17,7 +17,7 @@ import phi_edge
 ROOT = Path(__file__).parents[1]
 STANDARD = set(sys.stdlib_module_names)
 RUNTIME = STANDARD | {"phi_edge", "numpy", "PIL", "tokenizers", "typing_extensions"}
-RUNTIME |= {"llguidance", "pydantic"}
+RUNTIME |= {"llguidance", "platformdirs", "pydantic"}
 
 # Folder or file -> top-level modules that it may import.
 ALLOWED = {
@@ -89,7 +89,7 @@ def test_exported_names() -> None:
 def test_every_error_is_in_the_tree() -> None:
     errors = [value for value in vars(phi_edge).values() if isinstance(value, type)]
     errors = [error for error in errors if issubclass(error, Exception)]
-    assert len(errors) == 13
+    assert len(errors) == 15
     for error in errors:
         assert issubclass(error, phi_edge.PhiEdgeError)
         assert error.__name__ in (phi_edge.errors.__doc__ or "")

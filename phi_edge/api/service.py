@@ -11,10 +11,19 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+from PIL import Image
+
 from phi_edge.constraint import JsonConstraint, JsonGrammar
 from phi_edge.engine import Run
-from phi_edge.errors import ContextLengthError, HttpResponseError, PhiEdgeError, PromptError
+from phi_edge.errors import (
+    ContextLengthError,
+    HttpResponseError,
+    MemoryLimitError,
+    PhiEdgeError,
+    PromptError,
+)
 from phi_edge.generation import GenerationEvent, TokenLogprobs, generate_events
+from phi_edge.image import DETAIL_CROPS, ImageCrops
 from phi_edge.model import Model
 from phi_edge.prompt import Prompt
 from phi_edge.sampling import Sampler
@@ -39,9 +48,6 @@ from .response import (
     Usage,
 )
 from .safety import ContentFilter, PromptFilteredError
-
-# `detail` of an image -> most sub crops; the checkpoint's own number for "auto".
-_NUM_CROPS = {"low": 1, "auto": None, "high": 16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +99,7 @@ class ChatService:
         system_role: SystemRole = "user",
         content_filters: Sequence[ContentFilter] = (),
         allowed_image_hosts: Collection[str] = (),
+        max_ttft_ms: float | None = None,
     ) -> None:
         """Set up the service.
 
@@ -102,13 +109,21 @@ class ChatService:
             system_role: What system messages become; see there.
             content_filters: Checked on every prompt and completion.
             allowed_image_hosts: Hosts from which image URLs may be fetched.
+            max_ttft_ms: Gives images fewer crops than their `detail` says, until the first token
+                is predicted to come within so many milliseconds; see `Model.fit_crops`.
+
+        Raises:
+            CalibrationError: `max_ttft_ms` is given, and the machine was not calibrated.
         """
+        if max_ttft_ms is not None:
+            model.calibration  # noqa: B018 - rather here than at the first request
         self.model = model
         self.on_usage: Callable[[Usage], None] = lambda _usage: None
         self._image_policy: ImagePolicy = image_policy
         self._system_role: SystemRole = system_role
         self._filters = tuple(content_filters)
         self._allowed_hosts = frozenset(allowed_image_hosts)
+        self._max_ttft_ms = max_ttft_ms
 
     @property
     def model_name(self) -> str:
@@ -247,18 +262,36 @@ class ChatService:
             raise PromptFilteredError
 
     def _encode(self, conversation: Conversation) -> Prompt:
-        images = []
-        for part, field in conversation.images:
-            image = read_image(part.image_url.url, field, self._allowed_hosts)
-            num_crops = _NUM_CROPS[part.image_url.detail]
-            try:
-                images.append(self.model.preprocess(image, num_crops))
-            except PhiEdgeError as error:
-                raise HttpResponseError(400, f"{field}: {error}", param=field) from None
+        images = [
+            read_image(part.image_url.url, field, self._allowed_hosts)
+            for part, field in conversation.images
+        ]
+        num_crops = self._num_crops(conversation, images)
+        crops = [
+            self._preprocess(image, most, field)
+            for image, most, (_, field) in zip(images, num_crops, conversation.images, strict=True)
+        ]
         try:
-            return self.model.encode_prompt(conversation.text, images)
+            return self.model.encode_prompt(conversation.text, crops)
         except PromptError as error:
             raise HttpResponseError(400, f"messages: {error}", param="messages") from None
+
+    def _num_crops(
+        self, conversation: Conversation, images: Sequence[Image.Image]
+    ) -> list[int | None]:
+        """Most crops of each image."""
+        num_crops = [DETAIL_CROPS[part.image_url.detail] for part, _ in conversation.images]
+        if self._max_ttft_ms is None:
+            return num_crops
+        text, default = conversation.text, self.model.manifest.model.num_crops
+        most = self.model.fit_crops(images, self._max_ttft_ms, text=text, num_crops=num_crops)
+        return [min(most, own or default) for own in num_crops]
+
+    def _preprocess(self, image: Image.Image, num_crops: int | None, field: str) -> ImageCrops:
+        try:
+            return self.model.preprocess(image, num_crops)
+        except PhiEdgeError as error:
+            raise HttpResponseError(400, f"{field}: {error}", param=field) from None
 
     def _check_length(self, request: ChatRequest, prompt: Prompt) -> None:
         context_length = self.model.manifest.model.context_length
@@ -273,6 +306,10 @@ class ChatService:
                 code="context_length_exceeded",
                 param="messages" if prompt.num_tokens >= context_length else "max_tokens",
             )
+        try:
+            self.model.check_memory(prompt, request.token_limit)
+        except MemoryLimitError as error:
+            raise HttpResponseError(400, str(error), code="memory_limit_exceeded") from None
 
     @cached_property
     def _grammar(self) -> JsonGrammar:
@@ -282,7 +319,7 @@ class ChatService:
     def _choices(self, job: _Job) -> Iterator[tuple[int, Iterator[_Piece]]]:
         """Each choice's number with its pieces, which have to be taken before the next."""
         try:
-            run = self.model.start(job.prompt, job.cancel)
+            run = self.model.start(job.prompt, job.cancel, job.request.token_limit)
             try:
                 for index in range(job.request.n):
                     run.rewind(job.prompt.num_tokens)
@@ -317,7 +354,7 @@ class ChatService:
             run,
             sampler,
             Detokenizer(self.model.tokenizer, request.stop_strings),
-            self.model.limits(request.token_limit),
+            self.model.limits(request.token_limit, job.prompt),
             (request.top_logprobs or 0) if request.logprobs else None,
             job.cancel,
         )

@@ -1,0 +1,220 @@
+"""What is kept on disk answers a new process at once, changes no answer, and is never trusted."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import phi_edge
+from phi_edge.cache_file import TEMPORARY_PREFIX, CacheFile, DamagedFileError, write_cache_file
+from phi_edge.disk_cache import DiskCache
+from phi_edge.prompt import chat_text
+
+from .conftest import GoldenSet
+
+Question = Callable[[phi_edge.Model, str], phi_edge.Prompt]
+
+
+@pytest.fixture
+def question(compact: GoldenSet) -> Question:
+    """Makes prompts about one image, of which each crop is a third of the slots."""
+
+    def make(model: phi_edge.Model, text: str, image: str = "wide_90x60") -> phi_edge.Prompt:
+        turns = [("user", f"<|image_1|>\n{text}")]
+        return model.encode_prompt(chat_text(turns), [compact.image(image)], num_crops=1)
+
+    return make
+
+
+@pytest.fixture
+def first(compact_fp32: Path, tmp_path: Path, question: Question) -> Iterator[phi_edge.Model]:
+    """A model that has answered a question about an image."""
+    with phi_edge.load_model(compact_fp32, disk_cache=tmp_path / "cache") as model:
+        ask(model, question(model, "What is it?"))
+        yield model
+
+
+@pytest.fixture
+def second(first: phi_edge.Model, compact_fp32: Path, tmp_path: Path) -> Iterator[phi_edge.Model]:
+    """Another model with the same folder, and nothing in memory."""
+    assert first
+    with phi_edge.load_model(compact_fp32, disk_cache=tmp_path / "cache") as model:
+        yield model
+
+
+def ask(model: phi_edge.Model, prompt: phi_edge.Prompt) -> list[int]:
+    return [event.token_id for event in model.generate(prompt, max_tokens=4)]
+
+
+def files(tmp_path: Path, suffix: str = "") -> list[Path]:
+    return [path for path in sorted((tmp_path / "cache").iterdir()) if path.name.endswith(suffix)]
+
+
+def watch(model: phi_edge.Model, monkeypatch: pytest.MonkeyPatch) -> dict[str, Mock]:
+    """Counts what the engine is asked to do."""
+    engine = model._open_engine()
+    mocks = {name: Mock(wraps=getattr(engine, name)) for name in ("encode_image", "start")}
+    for name, mock in mocks.items():
+        monkeypatch.setattr(engine, name, mock)
+    return mocks
+
+
+def test_a_document_is_reopened_without_encoding_or_prefilling_it(
+    second: phi_edge.Model,
+    model: phi_edge.Model,
+    question: Question,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = watch(second, monkeypatch)
+    prompt = question(second, "How many are there?")
+    run = second.start(prompt)
+    assert not calls["encode_image"].called
+    assert not calls["start"].called
+    fresh = model._open_engine().start(prompt.input_ids, model.encode_image(prompt.images[0]))
+    np.testing.assert_array_equal(run.input_ids, fresh.input_ids)
+    np.testing.assert_allclose(run.logits, fresh.logits, rtol=0, atol=2e-5)
+    second.keep(prompt, run)
+    assert ask(second, prompt) == ask(model, prompt)
+
+
+def test_another_image_is_not_answered_from_it(
+    second: phi_edge.Model, compact: GoldenSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = watch(second, monkeypatch)
+    pixels = np.array(compact.image("wide_90x60").convert("RGB"))
+    pixels[0, 0, 0] ^= 128
+    text = chat_text([("user", "<|image_1|>\nWhat is it?")])
+    second.start(second.encode_prompt(text, [Image.fromarray(pixels)], num_crops=1))
+    assert calls["encode_image"].called
+    assert calls["start"].called
+
+
+@pytest.mark.parametrize("place", [3, 9, 30, 60, -5000, -5])
+def test_a_damaged_file_is_removed_and_is_a_miss(
+    second: phi_edge.Model,
+    model: phi_edge.Model,
+    question: Question,
+    tmp_path: Path,
+    place: int,
+) -> None:
+    """In the magic, the header's length and digest, the header, the arrays and their digest."""
+    for path in files(tmp_path):
+        content = bytearray(path.read_bytes())
+        content[place] ^= 1
+        path.write_bytes(content)
+    prompt = question(second, "What is it?")
+    run = second.start(prompt)
+    assert files(tmp_path, ".run") == []
+    fresh = model._open_engine().start(prompt.input_ids, model.encode_image(prompt.images[0]))
+    np.testing.assert_allclose(run.logits, fresh.logits, rtol=0, atol=2e-5)
+    second.keep(prompt, run)
+    assert len(files(tmp_path, ".run")) == 1
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5, 40, 200, -1])
+def test_a_file_that_ends_too_early_is_damaged(tmp_path: Path, num_bytes: int) -> None:
+    path = tmp_path / "file"
+    write_cache_file(path, {"kind": "a test"}, [np.arange(6), np.arange(6)])
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    with pytest.raises(DamagedFileError):
+        CacheFile(path)
+
+
+def test_a_file_in_the_place_of_another_is_a_miss(
+    second: phi_edge.Model, question: Question, tmp_path: Path, compact: GoldenSet
+) -> None:
+    (features,) = files(tmp_path, ".features")
+    text = chat_text([("user", "<|image_1|>\n")])
+    other = second.encode_prompt(text, [compact.image("tall_50x170")], num_crops=1)
+    disk = second._disk
+    assert disk is not None
+    facts = disk._features_facts(other.images[0])
+    features.rename(disk._path(facts, ".features"))
+    assert disk.load_features(other.images[0]) is None
+    assert disk.load_features(question(second, "").images[0]) is None
+
+
+def test_files_are_bound_to_package_and_provider(
+    second: phi_edge.Model, model: phi_edge.Model, question: Question, tmp_path: Path
+) -> None:
+    prompt = question(second, "What is it?")
+    assert second._disk is not None
+    assert second._disk.load_features(prompt.images[0]) is not None
+    for disk in (
+        DiskCache(tmp_path / "cache", model.manifest, "cuda"),
+        DiskCache(tmp_path / "cache", phi_edge.load_model().manifest, "cpu"),
+    ):
+        assert disk.load_features(prompt.images[0]) is None
+        assert disk._find(prompt) == (None, 0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such modes")
+def test_only_their_owner_can_read_the_files(first: phi_edge.Model, tmp_path: Path) -> None:
+    assert first
+    assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files(tmp_path)} == {0o600}
+    assert len(files(tmp_path)) == 2
+
+
+def test_the_next_questions_make_no_files(second: phi_edge.Model, question: Question) -> None:
+    assert second._disk is not None
+    before = files(second._disk._folder.parent)
+    ask(second, question(second, "How many are there, and of which colour?"))
+    assert files(second._disk._folder.parent) == before
+
+
+def test_the_least_recently_used_files_go_first(
+    first: phi_edge.Model, question: Question, tmp_path: Path
+) -> None:
+    (run,) = files(tmp_path, ".run")
+    abandoned = tmp_path / "cache" / f"{TEMPORARY_PREFIX}x"
+    abandoned.write_bytes(b"")
+    for age, path in enumerate([*files(tmp_path, ".features"), run, abandoned], start=1):
+        os.utime(path, times=(time.time() - 4000 * age,) * 2)
+    num_bytes = sum(path.stat().st_size for path in files(tmp_path))
+    small = DiskCache(tmp_path / "cache", first.manifest, "cpu", num_bytes)
+    crops = question(first, "").images[0]
+    features = small.load_features(crops)
+    assert features is not None
+    small.save_features(first.preprocess(Image.new("RGB", (9, 9))), features)
+    assert not run.exists()
+    assert not abandoned.exists()
+    assert small.load_features(crops) is not None
+
+
+def test_rope_factors_of_the_other_kind_are_not_used(
+    first: phi_edge.Model, second: phi_edge.Model, model: phi_edge.Model
+) -> None:
+    """A prompt of up to 4,096 tokens and a longer one share no keys."""
+    short = first.encode_prompt(chat_text([("user", "sea " * 1300)]))
+    long = first.encode_prompt(chat_text([("user", "sea " * 1400)]))
+    assert short.num_tokens < 4096 < long.num_tokens
+    first.keep(short, first.start(short))
+    assert second._disk is not None
+    assert second._disk._find(long) == (None, 0)
+    run = second.start(long)
+    second.keep(long, run)
+    path, num_common = first._disk._find(long) if first._disk else (None, 0)
+    assert path is not None
+    assert num_common == long.num_tokens
+    first._prefixes.clear()
+    fresh = model._open_engine().start(long.input_ids, np.empty((0, 64), np.float32))
+    np.testing.assert_allclose(first.start(long).logits, fresh.logits, rtol=0, atol=2e-5)
+
+
+def test_a_folder_that_cannot_be_written_costs_time_only(
+    compact_fp32: Path, tmp_path: Path, question: Question, caplog: pytest.LogCaptureFixture
+) -> None:
+    with phi_edge.load_model(compact_fp32, disk_cache=tmp_path / "cache") as model:
+        (tmp_path / "cache").rmdir()
+        assert len(ask(model, question(model, "What is it?"))) == 4
+    assert "cannot be written" in caplog.text
