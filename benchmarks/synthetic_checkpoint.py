@@ -92,12 +92,15 @@ def write_checkpoint(folder: Path, config: Mapping[str, object]) -> None:
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         weight_map |= dict.fromkeys(shard, file)
-        _write_shard(folder / file, shard)
+        # ONNX Runtime keeps equal weights once, so no two may be equal.
+        _write_shard(folder / file, shard, np.random.default_rng(number))
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
-def _write_shard(path: Path, tensors: Mapping[str, tuple[int, ...]]) -> None:
+def _write_shard(
+    path: Path, tensors: Mapping[str, tuple[int, ...]], rng: np.random.Generator
+) -> None:
     """Write a safetensors file: https://huggingface.co/docs/safetensors, "Format"."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -107,7 +110,6 @@ def _write_shard(path: Path, tensors: Mapping[str, tuple[int, ...]]) -> None:
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
 
-    rng = np.random.default_rng(0)
     # Drawing billions of numbers would take minutes: each tensor starts somewhere else in a
     # pool of a few million.
     pool = (rng.standard_normal(_POOL_SIZE, np.float32) * _WEIGHT_STD).astype(ml_dtypes.bfloat16)
