@@ -1,7 +1,8 @@
-"""The command line: `phi-edge export`, `chat`, `serve`, `info`, `certify`."""
+"""The command line: `phi-edge export`, `chat`, `serve`, `info`, `certify`, `doctor`."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import logging
@@ -16,21 +17,56 @@ from typing import Any
 import click
 
 from phi_edge import __version__, package
-from phi_edge.errors import PhiEdgeError
+from phi_edge.errors import PhiEdgeError, ProviderError
 from phi_edge.image import CROP_SIZE, ImageCrops, count_tokens, open_image
-from phi_edge.model import BUNDLED_MODEL, Model, load_model
+from phi_edge.model import BUNDLED_MODEL, ENGINES, Model, load_model
 from phi_edge.prompt import chat_text, image_tags
 from phi_edge.samples import bundled_samples, read_samples
+from phi_edge.providers import AUTO, choose_provider
 from phi_edge.session import PROVIDERS
 
 _INTERRUPTED = 130
 
-_provider_option = click.option(
+_target_option = click.option(
     "--provider",
-    type=click.Choice(list(PROVIDERS)),
+    type=click.Choice(["cpu", "cuda", "dml"]),
     default="cpu",
     show_default=True,
-    help="Execution provider.",
+    help="Execution provider to build for.",
+)
+_provider_option = click.option(
+    "--provider",
+    type=click.Choice([AUTO, *PROVIDERS]),
+    default=AUTO,
+    show_default=True,
+    help="Execution provider; auto is what the package was built for, where that works.",
+)
+
+
+def _parse_options(
+    _context: click.Context, _parameter: click.Parameter, pairs: tuple[str, ...]
+) -> dict[str, str]:
+    """NAME=VALUE, several times, as a dictionary."""
+    for pair in pairs:
+        if "=" not in pair:
+            raise click.BadParameter(f"{pair!r} is not NAME=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+_provider_options_option = click.option(
+    "--provider-option",
+    "provider_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_parse_options,
+    help="Option of the provider, such as device_id or gpu_mem_limit; may be repeated.",
+)
+_engine_option = click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default=ENGINES[0],
+    show_default=True,
+    help="What runs the graphs.",
 )
 _model_option = click.option(
     "--model",
@@ -118,7 +154,7 @@ def cli(*, verbose: bool) -> None:
     type=click.Path(path_type=Path),
     help="Folder of a LoRA adapter, as PEFT writes it, to merge into the weights.",
 )
-@_provider_option
+@_target_option
 @click.option("--overwrite", is_flag=True, help="Replace a package that is already at OUT.")
 def export(
     *,
@@ -231,6 +267,8 @@ def _tool(name: str) -> ModuleType:
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 @_provider_option
+@_provider_options_option
+@_engine_option
 @_threads_option
 def chat(
     *,
@@ -240,6 +278,8 @@ def chat(
     num_crops: int | None,
     system: str | None,
     provider: str,
+    provider_options: dict[str, str],
+    engine: str,
     threads: int | None,
     **sampling: Any,
 ) -> None:
@@ -247,7 +287,7 @@ def chat(
     images = [open_image(path) for path in image_paths]
     if model_path is None and sys.stderr.isatty():
         click.echo("phi-edge-tiny, a test model; --model takes a package of your own", err=True)
-    with load_model(model_path, provider=provider, num_threads=threads) as model:
+    with _load(model_path, provider, provider_options, engine, threads) as model:
         crops = [model.preprocess(image, num_crops) for image in images]
         tags = image_tags(len(crops))
         turns = [("system", system)] if system else []
@@ -255,6 +295,22 @@ def chat(
             turns.append(("user", tags + question))
             tags = ""
             turns.append(("assistant", _answer(model, turns, crops, sampling)))
+
+
+def _load(
+    model_path: Path | None,
+    provider: str,
+    provider_options: dict[str, str],
+    engine: str,
+    threads: int | None,
+) -> Model:
+    return load_model(
+        model_path,
+        provider=provider,
+        provider_options=provider_options,
+        engine=engine,
+        num_threads=threads,
+    )
 
 
 def _ask() -> Iterator[str]:
@@ -289,6 +345,8 @@ def _answer(
 @cli.command()
 @_model_option
 @_provider_option
+@_provider_options_option
+@_engine_option
 @_threads_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind to.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
@@ -330,6 +388,8 @@ def serve(
     *,
     model_path: Path | None,
     provider: str,
+    provider_options: dict[str, str],
+    engine: str,
     threads: int | None,
     host: str,
     port: int,
@@ -351,7 +411,7 @@ def serve(
     terms = block_list.read_text(encoding="utf-8").splitlines() if block_list else []
     filters = [BlockList(term for term in terms if term.strip())] if block_list else []
     logging.getLogger().setLevel(min(logging.INFO, logging.getLogger().level))
-    with load_model(model_path, provider=provider, num_threads=threads) as model:
+    with _load(model_path, provider, provider_options, engine, threads) as model:
         service = ChatService(model, content_filters=filters, **settings)
         run_server(service, host=host, port=port, api_key=api_key, max_waiting=max_waiting)
 
@@ -364,11 +424,38 @@ def info(*, model_path: Path, as_json: bool, verify: bool) -> None:
     """Tell what the package at MODEL_PATH is; the bundled one by default."""
     manifest = package.read_manifest(model_path)
     package.check_files(model_path, manifest, verify=verify)
-    facts = _describe(manifest)
+    facts = _describe(manifest) | {"runs_on": _runs_on(manifest)}
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
     _show(facts)
+
+
+def _runs_on(manifest: package.Manifest) -> str:
+    """What `--provider auto` means for this package, and why."""
+    try:
+        choice = choose_provider(manifest.provider)
+    except ProviderError as error:
+        return f"nothing: {error}"
+    return f"{choice.provider}: {choice.reason}"
+
+
+@cli.command()
+@_model_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(*, model_path: Path | None, as_json: bool) -> None:
+    """Tell what is installed, and which providers really run our operators.
+
+    The exit code is 0 if the one that the package was built for does.
+    """
+    from phi_edge.doctor import examine
+
+    found = examine(package.read_manifest(model_path or BUNDLED_MODEL).provider)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found) | {"is_well": found.is_well}, indent=2))
+    else:
+        _show(found.summary())
+    sys.exit(0 if found.is_well else 1)
 
 
 def _show(facts: dict[str, Any]) -> None:
