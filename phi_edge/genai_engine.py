@@ -207,10 +207,10 @@ class GenaiRun:
         with engine_errors("running onnxruntime-genai"):
             while self._num_cached < len(self._ids):
                 check_cancelled(self._cancel)
-                self._run_chunk(len(self._ids) > boundary)
+                self._run_chunk(is_long=len(self._ids) > boundary)
             self._logits = np.array(self._generator.get_logits()[0, -1], np.float32)
 
-    def _run_chunk(self, is_long: bool) -> None:  # noqa: FBT001
+    def _run_chunk(self, *, is_long: bool) -> None:
         start, stop = self._num_cached, self._num_cached + _CHUNK_SIZE
         if self._generator is None:
             # Image slots take their features all at once. Nor can a long sequence be cut: its
