@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from phi_edge import package
 
 from .layers import CONTRIB, IR_VERSION, OPSET
 
-Array = npt.NDArray[Any]
+Array: TypeAlias = npt.NDArray[Any]
 
 # Name of a probe -> float type, whether attention rotates, accuracy level of `MatMulNBits`.
 PROBES = {
@@ -244,7 +244,8 @@ def write_probes(folder: Path) -> None:
     for name, (dtype, fused_rotary, accuracy_level) in PROBES.items():
         probe = Probe(dtype, fused_rotary=fused_rotary, accuracy_level=accuracy_level)
         ir.save(probe.build(), folder / f"{name}.onnx")
-        np.savez_compressed(folder / f"{name}.npz", **probe.inputs, **probe.expected())
+        arrays: dict[str, Any] = probe.inputs | probe.expected()
+        np.savez_compressed(folder / f"{name}.npz", **arrays)
     for dtype in ("float32", "float16"):
         ir.save(build_identity(dtype), folder / f"identity_{dtype}.onnx")
 

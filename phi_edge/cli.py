@@ -21,8 +21,8 @@ from phi_edge.errors import PhiEdgeError, ProviderError
 from phi_edge.image import CROP_SIZE, ImageCrops, count_tokens, open_image
 from phi_edge.model import BUNDLED_MODEL, ENGINES, Model, load_model
 from phi_edge.prompt import chat_text, image_tags
-from phi_edge.samples import bundled_samples, read_samples
 from phi_edge.providers import AUTO, choose_provider
+from phi_edge.samples import bundled_samples, read_samples
 from phi_edge.session import PROVIDERS
 
 _INTERRUPTED = 130

@@ -66,7 +66,9 @@ class Diagnosis:
                 name: result.problem or f"works; differs from NumPy by {result.max_error:.1e}"
                 for name, result in self.providers.items()
             },
-            "default": f"{self.default.provider}: {self.default.reason}" if self.default else "none",
+            "default": f"{self.default.provider}: {self.default.reason}"
+            if self.default
+            else "none",
         }
 
 

@@ -146,7 +146,7 @@ class GenaiRun:
         """See `Run.logits`."""
         if self._logits is None:
             self._prefill()
-        return self._current_logits().copy()
+        return self._current_logits()
 
     def append(self, token_id: int) -> Logits:
         """See `Run.append`."""
@@ -158,7 +158,7 @@ class GenaiRun:
             raise ContextLengthError(len(self._ids) + 1, self._model.context_length)
         self._ids.append(token_id)
         self._prefill()
-        return self._current_logits().copy()
+        return self._current_logits()
 
     def extend(
         self,
@@ -191,7 +191,8 @@ class GenaiRun:
     def _current_logits(self) -> Logits:
         if self._logits is None:
             raise EngineError("the sequence has no logits: its prefill did not come to an end")
-        return self._logits
+        logits: Logits = self._logits.copy()
+        return logits
 
     def _drop(self) -> None:
         """Give the cache back; the next prefill is one of the whole sequence."""
