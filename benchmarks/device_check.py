@@ -95,9 +95,12 @@ def main() -> None:
     provider = sys.argv[1]
     with tempfile.TemporaryDirectory() as folder:
         results = []
-        for text, is_right in check(provider, Path(folder)):
-            print("ok  " if is_right else "BAD ", text, flush=True)
-            results.append(is_right)
+        try:
+            for text, is_right in check(provider, Path(folder)):
+                print("ok  " if is_right else "BAD ", text, flush=True)
+                results.append(is_right)
+        except phi_edge.PhiEdgeError as error:
+            sys.exit(f"BAD  {error}")
     sys.exit(not all(results))
 
 

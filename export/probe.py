@@ -9,8 +9,9 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 from __future__ import annotations
 
 import sys
+from math import erf, sqrt
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +20,9 @@ from onnxscript import GraphBuilder
 
 from phi_edge import package
 
-from .layers import CONTRIB, IR_VERSION, OPSET
+from .layers import CONTRIB, IR_VERSION, OPSET, Op
 
-Array: TypeAlias = npt.NDArray[Any]
+Array = npt.NDArray[Any]
 
 # Name of a probe -> float type, whether attention rotates, accuracy level of `MatMulNBits`.
 PROBES = {
@@ -111,18 +112,18 @@ class Probe:
                 query, key, value, num_heads=_HEADS, **CONTRIB
             ),
             "LayerNormalization": op.LayerNormalization(x, gain, shift, epsilon=_EPSILON),
-            "SkipLayerNormalization": op.SkipLayerNormalization(
-                x, residual, gain, shift, epsilon=_EPSILON, **CONTRIB
-            ),
             "SimplifiedLayerNormalization": op.SimplifiedLayerNormalization(
                 x, gain, epsilon=_EPSILON, axis=-1, stash_type=1
-            ),
-            "SkipSimplifiedLayerNormalization": op.SkipSimplifiedLayerNormalization(
-                x, residual, gain, epsilon=_EPSILON, **CONTRIB
             ),
             "QuickGelu": op.QuickGelu(x, alpha=_ALPHA, **CONTRIB),
             "Gelu": op.Gelu(x, **CONTRIB),
         }
+        # Packages use their sums too, which not every provider gives.
+        for name, *affine in (
+            ("SkipLayerNormalization", gain, shift, shift),
+            ("SkipSimplifiedLayerNormalization", gain),
+        ):
+            results[name] = _with_sum(op, name, x, residual, *affine)
         rows = op.initializer(ir.tensor(np.arange(_PAST, _PAST + _NEW)[None]), "rows")
         rotary = (weights["cos"], weights["sin"])
         if not self.fused_rotary:
@@ -168,9 +169,13 @@ class Probe:
                 rotated_query, keys, values, np.tri(_NEW, _PAST + _NEW, _PAST, dtype=bool)
             ),
             "LayerNormalization": _layer_norm(x) * gain + shift,
-            "SkipLayerNormalization": _layer_norm(total) * gain + shift,
+            "SkipLayerNormalization": np.concatenate(
+                [_layer_norm(total + shift) * gain + shift, total + shift], axis=-1
+            ),
             "SimplifiedLayerNormalization": _rms_norm(x) * gain,
-            "SkipSimplifiedLayerNormalization": _rms_norm(total) * gain,
+            "SkipSimplifiedLayerNormalization": np.concatenate(
+                [_rms_norm(total) * gain, total], axis=-1
+            ),
             "QuickGelu": x / (1 + np.exp(-_ALPHA * x)),
             "Gelu": x * _normal_cdf(x),
         }
@@ -193,13 +198,24 @@ def _onnx_type(dtype: str) -> ir.DataType:
     return ir.DataType.from_numpy(np.dtype(dtype))
 
 
+def _with_sum(op: Op, name: str, *inputs: ir.Value) -> ir.Value:
+    """A norm's result and, beside it, the sum that it was taken of."""
+    outputs = [f"{name}.normed", ir.Value(name=""), ir.Value(name=""), f"{name}.sum"]
+    norm = getattr(op, name)
+    normed, _, _, total = norm(*inputs, epsilon=_EPSILON, _outputs=outputs, **CONTRIB)
+    both: ir.Value = op.Concat(normed, total, axis=-1)
+    return both
+
+
 def _heads(x: Array) -> Array:
     """[1, tokens, hidden] -> [1, heads, tokens, head size]."""
-    return x.reshape(1, -1, _HEADS, _HEAD_SIZE).swapaxes(1, 2)
+    heads: Array = x.reshape(1, -1, _HEADS, _HEAD_SIZE).swapaxes(1, 2)
+    return heads
 
 
 def _merged(x: Array) -> Array:
-    return x.swapaxes(1, 2).reshape(1, -1, _HIDDEN)
+    merged: Array = x.swapaxes(1, 2).reshape(1, -1, _HIDDEN)
+    return merged
 
 
 def _rotate(x: Array, cos: Array, sin: Array) -> Array:
@@ -224,9 +240,8 @@ def _rms_norm(x: Array) -> Array:
 
 
 def _normal_cdf(x: Array) -> Array:
-    from math import erf, sqrt
-
-    return np.vectorize(lambda value: (1 + erf(value / sqrt(2))) / 2)(x)
+    values: Array = np.vectorize(lambda value: (1 + erf(value / sqrt(2))) / 2)(x)
+    return values
 
 
 def build_identity(dtype: str) -> ir.Model:

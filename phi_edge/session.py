@@ -194,6 +194,7 @@ def open_session(
     options.log_severity_level = 3  # errors; ours say what a warning would
     options.intra_op_num_threads = num_threads or 0
     if profile_prefix:
+        options.log_severity_level = 4  # a graph that cannot be loaded has no profile: no news
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_prefix)
     if provider == "dml":
