@@ -205,11 +205,15 @@ class GenaiRun:
         boundary = self._model.original_context_length
         if self._num_cached <= boundary < len(self._ids) or len(self._ids) > self._capacity:
             self._drop()
-        with engine_errors("running onnxruntime-genai"):
-            while self._num_cached < len(self._ids):
-                check_cancelled(self._cancel)
-                self._run_chunk(is_long=len(self._ids) > boundary)
-            self._logits = np.array(self._generator.get_logits()[0, -1], np.float32)
+        try:
+            with engine_errors("running onnxruntime-genai"):
+                while self._num_cached < len(self._ids):
+                    check_cancelled(self._cancel)
+                    self._run_chunk(is_long=len(self._ids) > boundary)
+                self._logits = np.array(self._generator.get_logits()[0, -1], np.float32)
+        except EngineError:
+            self._drop()  # nobody knows what is in the cache now
+            raise
 
     def _run_chunk(self, *, is_long: bool) -> None:
         start, stop = self._num_cached, self._num_cached + _CHUNK_SIZE
