@@ -23,6 +23,7 @@ from phi_edge.models import (
     StreamingChatCompletionsUpdate,
     to_json,
 )
+from phi_edge.providers import AUTO
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -69,7 +70,7 @@ class ChatCompletionsClient:
         self,
         model: str | Path | Model | ChatService | None = None,
         *,
-        provider: str = "cpu",
+        provider: str = AUTO,
         num_threads: int | None = None,
         image_policy: ImagePolicy = "last",
         system_role: SystemRole = "user",

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from phi_edge.errors import GenerationCancelled
+from phi_edge.errors import ContextLengthError, GenerationCancelled, PromptError
 from phi_edge.image import ImageCrops
+from phi_edge.package import ModelInfo
 
 Logits = npt.NDArray[np.float32]
 Features = npt.NDArray[np.float32]
@@ -120,3 +121,24 @@ def check_cancelled(cancel: threading.Event | None) -> None:
     """Raise GenerationCancelled when the caller asked to stop."""
     if cancel is not None and cancel.is_set():
         raise GenerationCancelled("the run was cancelled")
+
+
+def check_tokens(
+    model: ModelInfo,
+    num_tokens: int,
+    input_ids: npt.NDArray[np.int64],
+    image_features: Features,
+) -> None:
+    """Check tokens that would make a sequence `num_tokens` long; see `Engine.start`."""
+    if num_tokens > model.context_length:
+        raise ContextLengthError(num_tokens, model.context_length)
+    if input_ids.max(initial=0) >= model.vocab_size:
+        raise PromptError(
+            f"token id {input_ids.max()} is outside the vocabulary of {model.vocab_size}"
+        )
+    num_slots = int((input_ids < 0).sum())
+    if image_features.shape != (num_slots, model.hidden_size):
+        raise PromptError(
+            f"the prompt has {num_slots} image slots and the images give "
+            f"{len(image_features)} rows of features: name each image exactly once"
+        )

@@ -26,11 +26,12 @@ class KeyValueCache:
         capacity: Tokens that the buffers hold.
     """
 
-    def __init__(self, model: ModelInfo, device: str) -> None:
+    def __init__(self, model: ModelInfo, device: str, device_id: int = 0) -> None:
         self.capacity = 0
         self._num_touched = 0
         self._model = model
         self._device = device
+        self._device_id = device_id
         self._buffers: dict[tuple[int, str], Any] = {}
 
     def reserve(self, num_tokens: int, num_kept: int) -> bool:
@@ -54,7 +55,9 @@ class KeyValueCache:
                 array = _untouched_zeros(shape, model.io_dtype)
                 if num_kept:
                     array[:, :, :num_kept] = self._buffers[layer, part].numpy()[:, :, :num_kept]
-                self._buffers[layer, part] = ort.OrtValue.ortvalue_from_numpy(array, self._device)
+                self._buffers[layer, part] = ort.OrtValue.ortvalue_from_numpy(
+                    array, self._device, self._device_id
+                )
         return True
 
     def rows(self, num_tokens: int) -> Iterator[npt.NDArray[Any]]:

@@ -20,12 +20,14 @@ from phi_edge.caches import FeatureCache, PrefixCache
 from phi_edge.disk_cache import DiskCache
 from phi_edge.engine import Engine, Features, Run, check_cancelled
 from phi_edge.errors import EngineError, PackageError
+from phi_edge.genai_engine import GenaiEngine
 from phi_edge.generation import GenerationEvent, Limits, generate_events
 from phi_edge.image import ImageCrops
 from phi_edge.machine import Calibration, load_calibration, most_crops
 from phi_edge.needs import check_needs, most_tokens, predict_needs
 from phi_edge.ort_engine import OrtEngine
 from phi_edge.prompt import Prompt
+from phi_edge.providers import AUTO, resolve_provider
 from phi_edge.sampling import Sampler
 from phi_edge.text import Detokenizer
 
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 # A small model of the same architecture, for trying things out; see its README.md.
 BUNDLED_MODEL = Path(__file__).parent / "phi-edge-tiny"
+ENGINES = ("onnxruntime", "genai")
 # Sixteen crops give 29 MB of features.
 _FEATURE_CACHE_BYTES = 256 * 2**20
 # In float32, a conversation takes 0.8 MB a token.
@@ -363,7 +366,9 @@ class Model:
 def load_model(
     path: str | Path | None = None,
     *,
-    provider: str = "cpu",
+    provider: str = AUTO,
+    provider_options: Mapping[str, object] | None = None,
+    engine: str = "onnxruntime",
     num_threads: int | None = None,
     prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
     disk_cache: str | Path | None = None,
@@ -375,7 +380,12 @@ def load_model(
     Args:
         path: The package folder; None for the bundled phi-edge-tiny, which knows little more than
             coloured shapes, bar charts and printed words.
-        provider: Where to run: "cpu", "cuda" or "dml". It is never replaced by another.
+        provider: Where to run: a name of `phi_edge.session.PROVIDERS`, which is never replaced by
+            another. "auto" is what the package was built for, if that works here, and else, with a
+            warning, the CPU.
+        provider_options: ONNX Runtime's options of the provider, such as `device_id` or
+            `gpu_mem_limit` (bytes).
+        engine: "onnxruntime", or "genai" for onnxruntime-genai, which gives the same answers.
         num_threads: Threads for the CPU kernels; None for one a physical core.
         prefix_cache_bytes: How much memory finished conversations may keep, so that their next
             turn, or another question about the same image, needs no new prefill; 0 for none.
@@ -388,12 +398,17 @@ def load_model(
         verify: Read the whole package and compare the digests of the large files too.
 
     Raises:
+        ValueError: There is no such engine.
         PackageError: The package is missing, damaged, or was changed after its export.
         ProviderError: ONNX Runtime or the provider is not available.
         EngineError: A graph cannot be loaded.
         MemoryLimitError: The package alone would take more than `max_ram_mb`.
         OSError: The folder of `disk_cache` cannot be made.
     """
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
+    if disk_cache and engine != ENGINES[0]:
+        raise ValueError(f"disk_cache goes with the engine {ENGINES[0]!r} alone")
     folder = BUNDLED_MODEL if path is None else Path(path)
     manifest = package.read_manifest(folder)
     package.check_files(folder, manifest, verify=verify)
@@ -404,12 +419,17 @@ def load_model(
         tokenizer = Tokenizer.from_file(str(folder / package.TOKENIZER_FILE))
     except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception
         raise PackageError(f"{folder / package.TOKENIZER_FILE} cannot be read: {error}") from None
-    engine = OrtEngine(folder, manifest.model, provider, num_threads)
+    provider = resolve_provider(provider, manifest.provider)
+    opened: Engine
+    if engine == "onnxruntime":
+        opened = OrtEngine(folder, manifest.model, provider, num_threads, provider_options)
+    else:
+        opened = GenaiEngine(folder, manifest, provider, num_threads, provider_options)
     disk = DiskCache(Path(disk_cache), manifest, provider) if disk_cache else None
     return Model(
         manifest,
         tokenizer,
-        engine,
+        opened,
         prefix_cache_bytes,
         disk,
         max_ram_bytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from phi_edge import package
-from phi_edge.engine import Features, Logits, Rows, check_cancelled
+from phi_edge.engine import Features, Logits, Rows, check_cancelled, check_tokens
 from phi_edge.errors import ContextLengthError, PromptError
 from phi_edge.image import ImageCrops
 from phi_edge.kv_cache import KeyValueCache
 from phi_edge.package import DECODER, EMBEDDING, GRAPH_FILES, VISION, ModelInfo
-from phi_edge.session import engine_errors, import_onnxruntime, open_session
+from phi_edge.session import (
+    encode_image,
+    engine_errors,
+    find_provider,
+    import_onnxruntime,
+    open_session,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +42,15 @@ class OrtEngine:
         model: ModelInfo,
         provider: str,
         num_threads: int | None = None,
+        provider_options: Mapping[str, object] | None = None,
     ) -> None:
         """Open the graphs. The vision graph is opened when the first image comes."""
         self.model = model
-        self.device = provider
+        self.provider = provider
+        self.provider_options = dict(provider_options or {})
+        # Where keys and values stay from step to step.
+        self.device = find_provider(provider).memory
+        self.device_id = int(str(self.provider_options.get("device_id", 0)))
         self.chunk_size = _CHUNK_SIZES.get(provider, 1024)
         self._folder = folder
         self._num_threads = num_threads
@@ -47,7 +58,8 @@ class OrtEngine:
         self.embedding = self._open(EMBEDDING)
 
     def _open(self, role: str) -> Any:
-        return open_session(self._folder / GRAPH_FILES[role], self.device, self._num_threads)
+        path = self._folder / GRAPH_FILES[role]
+        return open_session(path, self.provider, self._num_threads, self.provider_options)
 
     @cached_property
     def _vision(self) -> Any:
@@ -55,13 +67,7 @@ class OrtEngine:
 
     def encode_image(self, crops: ImageCrops) -> Features:
         """See `Engine.encode_image`."""
-        feeds = {
-            package.PIXEL_VALUES: crops.pixel_values[None],
-            package.IMAGE_SIZES: np.array([crops.image_size], np.int64),
-        }
-        with engine_errors("encoding an image"):
-            (features,) = self._vision.run([package.IMAGE_FEATURES], feeds)
-        return np.asarray(features, np.float32)
+        return encode_image(self._vision, crops)
 
     def start(
         self,
@@ -85,27 +91,10 @@ class OrtEngine:
         is_long: bool,
     ) -> OrtRun:
         """See `Engine.restore`."""
-        self.check_tokens(len(input_ids), input_ids, image_features)
+        check_tokens(self.model, len(input_ids), input_ids, image_features)
         run = OrtRun(self)
         run.load_rows(input_ids, image_features, rows, is_long=is_long)
         return run
-
-    def check_tokens(
-        self, num_tokens: int, input_ids: npt.NDArray[np.int64], image_features: Features
-    ) -> None:
-        """Check tokens that would make a sequence `num_tokens` long; see `Engine.start`."""
-        if num_tokens > self.model.context_length:
-            raise ContextLengthError(num_tokens, self.model.context_length)
-        if input_ids.max(initial=0) >= self.model.vocab_size:
-            raise PromptError(
-                f"token id {input_ids.max()} is outside the vocabulary of {self.model.vocab_size}"
-            )
-        num_slots = int((input_ids < 0).sum())
-        if image_features.shape != (num_slots, self.model.hidden_size):
-            raise PromptError(
-                f"the prompt has {num_slots} image slots and the images give "
-                f"{len(image_features)} rows of features: name each image exactly once"
-            )
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -131,7 +120,7 @@ class OrtRun:
         self._num_cached = 0
         self._cache_is_long = False
         self._logits_are_current = False
-        self._cache = KeyValueCache(engine.model, engine.device)
+        self._cache = KeyValueCache(engine.model, engine.device, engine.device_id)
         self._binding = engine.decoder.io_binding()
         self._logits: Logits = np.empty((1, 1, engine.model.vocab_size), np.float32)
         self._value = import_onnxruntime().OrtValue.ortvalue_from_numpy
@@ -178,7 +167,7 @@ class OrtRun:
         cancel: threading.Event | None = None,
     ) -> None:
         """See `Run.extend`."""
-        self._engine.check_tokens(len(self._ids) + len(input_ids), input_ids, image_features)
+        check_tokens(self._model, len(self._ids) + len(input_ids), input_ids, image_features)
         num_slots = sum(token_id < 0 for token_id in self._ids)
         self._image_features = np.concatenate(
             [self._image_features[:num_slots], image_features], dtype=self._model.io_dtype

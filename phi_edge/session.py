@@ -2,24 +2,81 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import logging
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from phi_edge import package
 from phi_edge.errors import EngineError, ProviderError
+from phi_edge.image import ImageCrops
 
 logger = logging.getLogger(__name__)
 
-# Provider name -> ONNX Runtime's name, and the extra that installs it.
-PROVIDERS = {
-    "cpu": ("CPUExecutionProvider", "cpu"),
-    "cuda": ("CUDAExecutionProvider", "cuda"),
-    "dml": ("DmlExecutionProvider", "directml"),
+
+@dataclasses.dataclass(frozen=True)
+class Provider:
+    """An execution provider of ONNX Runtime.
+
+    Attributes:
+        ort_name: ONNX Runtime's name for it.
+        install: Command that installs it.
+        memory: Where it wants tensors, as `OrtValue` names it.
+        probe: Which of the probe graphs it has to run.
+        plugin: Module that brings its library, where it is not part of ONNX Runtime.
+        options: Options that it takes.
+    """
+
+    ort_name: str
+    install: str
+    memory: str = "cpu"
+    probe: str = "float32"
+    plugin: str | None = None
+    options: frozenset[str] = frozenset()
+
+
+# Options are those of https://onnxruntime.ai/docs/execution-providers/ that matter to a session
+# of ours. What changes results or needs pointers is left out.
+PROVIDERS: Mapping[str, Provider] = {
+    "cpu": Provider("CPUExecutionProvider", "pip install 'phi-edge[cpu]'"),
+    "cuda": Provider(
+        "CUDAExecutionProvider",
+        "pip install 'phi-edge[cuda]'",
+        memory="cuda",
+        probe="float16",
+        options=frozenset(
+            {"device_id", "gpu_mem_limit", "arena_extend_strategy", "cudnn_conv_algo_search"}
+            | {"cudnn_conv_use_max_workspace", "do_copy_in_default_stream", "use_tf32"}
+        ),
+    ),
+    "dml": Provider(
+        "DmlExecutionProvider",
+        "pip install 'phi-edge[directml]'",
+        memory="dml",
+        probe="float16_unfused",
+        options=frozenset({"device_id", "performance_preference", "device_filter"}),
+    ),
+    "webgpu": Provider(
+        "WebGpuExecutionProvider",
+        "pip install 'phi-edge[cpu]' onnxruntime-ep-webgpu",
+        probe="float16",
+        plugin="onnxruntime_ep_webgpu",
+        options=frozenset({"adapterIndex", "preferredLayout", "dawnBackendType"}),
+    ),
+    "openvino": Provider(
+        "OpenVINOExecutionProvider",
+        "pip install onnxruntime-openvino",
+        options=frozenset({"device_type", "precision", "num_of_threads", "cache_dir"}),
+    ),
 }
 
 
@@ -32,13 +89,29 @@ def import_onnxruntime() -> ModuleType:
     # Official builds send telemetry unless this is set before the import.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
-        return importlib.import_module("onnxruntime")
+        ort = importlib.import_module("onnxruntime")
     except ImportError as error:
         raise ProviderError(
             f"ONNX Runtime cannot be imported ({error}). It comes in flavours that exclude each "
             "other; install one: `pip install 'phi-edge[cpu]'`, `pip install 'phi-edge[cuda]'` "
             "or `pip install 'phi-edge[directml]'`"
         ) from None
+    if sys.platform == "win32":
+        ort.disable_telemetry_events()  # there, the variable does not cover all of it
+    return ort
+
+
+def find_provider(provider: str) -> Provider:
+    """Look a provider up by its name here.
+
+    Raises:
+        ProviderError: There is no such provider.
+    """
+    if provider not in PROVIDERS:
+        raise ProviderError(
+            f"there is no provider {provider!r}: choose one of {', '.join(PROVIDERS)}"
+        )
+    return PROVIDERS[provider]
 
 
 def check_provider(provider: str) -> str:
@@ -47,52 +120,115 @@ def check_provider(provider: str) -> str:
     Raises:
         ProviderError: There is no such provider, or the installed flavour lacks it.
     """
-    if provider not in PROVIDERS:
-        raise ProviderError(
-            f"there is no provider {provider!r}: choose one of {', '.join(PROVIDERS)}"
-        )
-    name, extra = PROVIDERS[provider]
+    found = find_provider(provider)
     available = import_onnxruntime().get_available_providers()
-    if name not in available:
+    if found.plugin:
+        _plugin_devices(found)
+    elif found.ort_name not in available:
         raise ProviderError(
-            f"the installed ONNX Runtime has no {name} (it has {', '.join(available)}): "
-            f"uninstall it and run `pip install 'phi-edge[{extra}]'`"
+            f"the installed ONNX Runtime has no {found.ort_name} (it has {', '.join(available)}): "
+            f"uninstall it and run `{found.install}`"
         )
-    return name
+    return found.ort_name
 
 
-def open_session(path: Path, provider: str, num_threads: int | None = None) -> Any:
+def _plugin_devices(provider: Provider) -> list[Any]:
+    """Devices of a provider whose library comes in a package of its own, registered if need be.
+
+    See https://onnxruntime.ai/docs/execution-providers/plugin-ep-libraries/usage.html
+    """
+    ort = import_onnxruntime()
+
+    def devices() -> list[Any]:
+        return [device for device in ort.get_ep_devices() if device.ep_name == provider.ort_name]
+
+    if found := devices():
+        return found
+    try:
+        library = importlib.import_module(str(provider.plugin)).get_library_path()
+        ort.register_execution_provider_library(provider.ort_name, library)
+    except (ImportError, AttributeError) as error:
+        raise ProviderError(
+            f"{provider.ort_name} is not installed ({error}): run `{provider.install}`"
+        ) from None
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime raises several kinds
+        if "already registered" not in str(error):
+            raise ProviderError(f"{provider.ort_name} cannot be registered: {error}") from None
+    if found := devices():
+        return found
+    raise ProviderError(
+        f"{provider.ort_name} is installed and found no device: install the graphics driver "
+        "(on Linux with Vulkan and its loader, libvulkan1)"
+    )
+
+
+def open_session(
+    path: Path,
+    provider: str,
+    num_threads: int | None = None,
+    provider_options: Mapping[str, object] | None = None,
+    profile_prefix: Path | None = None,
+) -> Any:
     """Open a graph on a provider, which is never replaced by another behind the caller's back.
 
     Args:
         path: ONNX file.
-        provider: "cpu", "cuda" or "dml".
+        provider: A name of `PROVIDERS`.
         num_threads: Threads of the CPU kernels; None for one a physical core.
+        provider_options: Options of the provider, such as `device_id` or `gpu_mem_limit` (bytes).
+        profile_prefix: Write a profile to a file that begins like this.
 
     Raises:
-        ProviderError: The provider is not available or fails to start.
+        ProviderError: The provider is not available, fails to start, or has no such option.
         EngineError: The graph cannot be loaded.
     """
     name = check_provider(provider)
+    given = {key: str(value) for key, value in (provider_options or {}).items()}
+    if unknown := given.keys() - PROVIDERS[provider].options:
+        known = ", ".join(sorted(PROVIDERS[provider].options)) or "none"
+        raise ProviderError(
+            f"{provider} has no option {', '.join(sorted(unknown))} here; it has: {known}"
+        )
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors; ours say what a warning would
     options.intra_op_num_threads = num_threads or 0
+    if profile_prefix:
+        options.log_severity_level = 4  # a graph that cannot be loaded has no profile: no news
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_prefix)
     if provider == "dml":
         # Both are requirements of the DirectML provider.
         options.enable_mem_pattern = False
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    providers = [name] if provider == "cpu" else [name, "CPUExecutionProvider"]
+    providers: list[object] = [(name, given), ("CPUExecutionProvider", {})]
+    if PROVIDERS[provider].plugin:
+        # It takes one device and finds the GPU by its own options.
+        options.add_provider_for_devices(_plugin_devices(PROVIDERS[provider])[:1], given)
+        providers = []
     with engine_errors(f"loading {path}"):
-        session = ort.InferenceSession(path, options, providers=providers)
+        # ONNX Runtime would print a failure and take the CPU.
+        session = ort.InferenceSession(
+            path, options, providers=providers[: 1 if provider == "cpu" else 2], enable_fallback=0
+        )
     if name not in session.get_providers():
         raise ProviderError(
             f"{name} is installed but did not start, and ONNX Runtime fell back to "
             f"{', '.join(session.get_providers())}: check the device's driver and libraries"
         )
-    session.disable_fallback()
     logger.debug("opened %s on %s", path, name)
     return session
+
+
+def encode_image(vision: Any, crops: ImageCrops) -> npt.NDArray[np.float32]:
+    """Image features of one image, from a session with the vision graph."""
+    feeds = {
+        package.PIXEL_VALUES: crops.pixel_values[None],
+        package.IMAGE_SIZES: np.array([crops.image_size], np.int64),
+    }
+    with engine_errors("encoding an image"):
+        (features,) = vision.run([package.IMAGE_FEATURES], feeds)
+    return np.asarray(features, np.float32)
 
 
 @contextmanager

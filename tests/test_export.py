@@ -124,9 +124,11 @@ def test_only_real_crops_are_computed(
 # swapped nibble or a missing layer, which give differences of several units.
 TOLERANCES = {
     ("fp16", "cpu"): ((0.02, 0.002), (0.02, 0.003)),
+    ("fp16", "cuda"): ((0.02, 0.002), (0.02, 0.003)),
     ("fp16", "dml"): ((0.02, 0.002), (0.02, 0.003)),
     ("int4", "cpu"): ((0.2, 0.02), (1.5, 0.25)),
     ("int4", "cuda"): ((0.02, 0.002), (1.5, 0.25)),
+    ("int4", "dml"): ((0.02, 0.002), (1.5, 0.25)),
 }
 
 

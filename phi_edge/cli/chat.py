@@ -1,0 +1,92 @@
+"""`phi-edge chat`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from phi_edge.image import ImageCrops, open_image
+from phi_edge.model import Model
+from phi_edge.prompt import chat_text, image_tags
+
+from .options import loading_options, model_option, ttft_option
+
+
+@click.command()
+@click.argument("prompt", required=False)
+@model_option
+@click.option(
+    "--image",
+    "image_paths",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Image to talk about; may be repeated.",
+)
+@click.option("--num-crops", type=click.IntRange(min=1), help="Most crops an image.")
+@click.option("--system", help="System message.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=1024, show_default=True)
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True)
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--seed", type=int, help="Makes sampling repeatable.")
+@ttft_option
+@loading_options
+def chat(
+    *,
+    prompt: str | None,
+    model_path: Path | None,
+    image_paths: tuple[Path, ...],
+    num_crops: int | None,
+    system: str | None,
+    max_ttft_ms: float | None,
+    load: Callable[[Path | None], Model],
+    **sampling: Any,
+) -> None:
+    """Answer PROMPT; without one, hold a conversation until the end of input."""
+    images = [open_image(path) for path in image_paths]
+    if model_path is None and sys.stderr.isatty():
+        click.echo("phi-edge-tiny, a test model; --model takes a package of your own", err=True)
+    with load(model_path) as model:
+        if max_ttft_ms is not None:
+            limits = [num_crops] * len(images)
+            text = f"{system or ''}{prompt or ''}"
+            num_crops = model.fit_crops(images, max_ttft_ms, text=text, num_crops=limits)
+        crops = [model.preprocess(image, num_crops) for image in images]
+        tags = image_tags(len(crops))
+        turns = [("system", system)] if system else []
+        for question in [prompt] if prompt is not None else _ask():
+            turns.append(("user", tags + question))
+            tags = ""
+            turns.append(("assistant", _answer(model, turns, crops, sampling)))
+
+
+def _ask() -> Iterator[str]:
+    """Questions from the terminal, or from a pipe line by line."""
+    is_terminal = sys.stdin.isatty()
+    while True:
+        if is_terminal:
+            click.echo("> ", nl=False)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _answer(
+    model: Model,
+    turns: Sequence[tuple[str, str]],
+    crops: Sequence[ImageCrops],
+    sampling: dict[str, Any],
+) -> str:
+    """Stream an answer to the terminal and give it back."""
+    pieces = []
+    prompt = model.encode_prompt(chat_text(turns), crops)
+    for event in model.generate(prompt, **sampling):
+        pieces.append(event.text)
+        click.echo(event.text, nl=False)
+    click.echo()
+    return "".join(pieces)

@@ -1,0 +1,244 @@
+"""`phi-edge export` and `certify`: where the runtime meets the exporter."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from phi_edge import package
+from phi_edge.model import Model, load_model
+from phi_edge.samples import Sample, bundled_samples, read_samples
+
+from .options import json_option, provider_option, threads_option
+from .show import export_progress, show_facts
+
+if TYPE_CHECKING:
+    from phi_edge.certify import Certificate
+
+# One sample of a few is enough for the certificate that an export makes.
+_CERTIFICATE_STEP = 3
+_NUM_WORST = 5
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--precision",
+    type=click.Choice(["int4", "fp16", "fp32"]),
+    default="int4",
+    show_default=True,
+    help="How weights are stored.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["gptq", "search", "nearest"]),
+    help="How int4 values are chosen. gptq, the default, is calibrated on samples: it takes "
+    "longest and is best. search looks for good scales, nearest takes the first ones.",
+)
+@click.option(
+    "--block-size",
+    type=click.Choice(["16", "32", "64", "128", "256"]),
+    help="Weights that share an int4 scale; 128 by default. Large blocks are fast on a CPU.",
+)
+@click.option(
+    "--activations",
+    type=click.Choice(["auto", "int8", "float"]),
+    help="What int4 weights are multiplied by on a CPU: activations rounded to 8 bits, which is "
+    "fast, or as they are. auto, the default, rounds where calibration finds it harmless.",
+)
+@click.option(
+    "--bits",
+    multiple=True,
+    metavar="PATTERN=BITS",
+    help="Bits of some of the layers, as 'model.layers.*.mlp.down_proj=8'; may be repeated.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Folder of samples for --method gptq: images, texts, or samples.jsonl. A bundled set "
+    "when not given.",
+)
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    help="Folder of a LoRA adapter, as PEFT writes it, to merge into the weights.",
+)
+@click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda", "dml"]),
+    default="cpu",
+    show_default=True,
+    help="Execution provider to build for.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a package that is already at OUT.")
+@click.option(
+    "--certify/--no-certify",
+    "with_certificate",
+    default=True,
+    show_default=True,
+    help="Compare the package with the checkpoint on a few samples; for the CPU alone.",
+)
+def export(
+    *,
+    checkpoint: str,
+    out: Path,
+    precision: str,
+    method: str | None,
+    block_size: str | None,
+    activations: str | None,
+    bits: tuple[str, ...],
+    calibration: Path | None,
+    adapter: Path | None,
+    provider: str,
+    overwrite: bool,
+    with_certificate: bool,
+) -> None:
+    """Convert CHECKPOINT, a folder or a Hugging Face hub name, to the package OUT."""
+    if calibration and method not in (None, "gptq"):
+        raise click.UsageError("--calibration goes with --method gptq alone")
+    if precision != "int4" and (method or block_size or activations or bits or calibration):
+        raise click.UsageError("--method and the options after it go with --precision int4 alone")
+    exporter, quantizer = _tool("export"), _tool("quantize")
+    recipe = quantizer.make_recipe(
+        precision,
+        provider,
+        method=method or "gptq",
+        block_size=int(block_size or 128),
+        activations=activations or "auto",
+        bits=dict(map(_read_bits, bits)),
+    )
+    source = exporter.Checkpoint(exporter.find_checkpoint(checkpoint), adapter)
+    samples = []
+    if recipe.is_calibrated:
+        chosen = read_samples(calibration) if calibration else bundled_samples("calibration")
+        samples = exporter.encode_samples(source, chosen)
+    with export_progress() as progress:
+        manifest = exporter.export_package(
+            source,
+            out,
+            recipe,
+            provider=provider,
+            overwrite=overwrite,
+            samples=samples,
+            progress=progress,
+        )
+    from rich.filesize import decimal
+
+    click.echo(f"{out}: {precision} for {provider}, {decimal(manifest.size)}")
+    if with_certificate and provider == "cpu":
+        from phi_edge.certify import write_certificate
+
+        few = bundled_samples("held_out")[::_CERTIFICATE_STEP]
+        certificate = _certify_by_checkpoint(out, source, few, load_model)
+        write_certificate(out, certificate)
+        click.echo(
+            f"on {certificate.num_tokens} tokens, the same next token as the checkpoint's in "
+            f"{certificate.next_token_agreement:.1%}, KL divergence "
+            f"{certificate.kl_divergence:.4f} nats"
+        )
+
+
+def _read_bits(text: str) -> tuple[str, int]:
+    """A pattern of layer names, and bits."""
+    pattern, _, bits = text.rpartition("=")
+    if not pattern or bits not in ("4", "8"):
+        raise click.UsageError(f"--bits takes PATTERN=4 or PATTERN=8, not {text!r}")
+    return pattern, int(bits)
+
+
+def _tool(name: str) -> ModuleType:
+    """The folder `export` or `quantize`: inside the installed package, or beside it in a
+    checkout.
+    """
+    installed = f"phi_edge.{name}"
+    try:
+        return importlib.import_module(installed if find_spec(installed) else name)
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"exporting needs {error.name}: run `pip install 'phi-edge[export]'`"
+        ) from None
+
+
+@click.command()
+@click.argument("model_path", metavar="PACKAGE", type=click.Path(path_type=Path))
+@click.option(
+    "--reference",
+    required=True,
+    help="What to compare with: the checkpoint (a folder or a hub name), or another package of it.",
+)
+@click.option(
+    "--samples",
+    "samples_path",
+    type=click.Path(path_type=Path),
+    help="Folder of samples: images, texts, or samples.jsonl. A bundled set when not given.",
+)
+@json_option
+@provider_option
+@threads_option
+def certify(
+    *,
+    model_path: Path,
+    reference: str,
+    samples_path: Path | None,
+    as_json: bool,
+    provider: str,
+    threads: int | None,
+) -> None:
+    """Tell what the conversion of PACKAGE has changed, and write it down in the package."""
+    from phi_edge.certify import PackageReference, certify, observe, write_certificate
+
+    samples = read_samples(samples_path) if samples_path else bundled_samples("held_out")
+    manifest = package.read_manifest(model_path)
+    load = partial(load_model, provider=provider, num_threads=threads)
+    if (Path(reference) / package.MANIFEST_FILE).is_file():
+        package.read_manifest(Path(reference))
+        with load(model_path) as model:
+            observations = observe(model, samples)
+        with load(reference) as model:
+            certificate = certify(observations, PackageReference(model))
+    else:
+        exporter = _tool("export")
+        checkpoint = exporter.Checkpoint(exporter.find_checkpoint(reference))
+        certificate = _certify_by_checkpoint(model_path, checkpoint, samples, load)
+    write_certificate(model_path, certificate)
+    if as_json:
+        click.echo(json.dumps(certificate.as_dict(), indent=2))
+        return
+    facts = certificate.as_dict()
+    show_facts({name: f"{v:.4f}" if isinstance(v, float) else v for name, v in facts.items()})
+    _show_worst_layers(manifest)
+
+
+def _certify_by_checkpoint(
+    model_path: Path, checkpoint: Any, samples: Sequence[Sample], load: Callable[[Path], Model]
+) -> Certificate:
+    """Compare a package with its checkpoint, which is run layer by layer beside it on the disk."""
+    from phi_edge.certify import certify, observe
+
+    with load(model_path) as model:
+        observations = observe(model, samples)
+    folder = model_path.resolve().with_name(f".{model_path.name}.certificate")
+    return certify(observations, _tool("export").CheckpointReference(checkpoint, folder))
+
+
+def _show_worst_layers(manifest: package.Manifest) -> None:
+    """The layers whose outputs calibration found to be changed most, and how they are run."""
+    layers = manifest.recipe.get("layers") or {}
+    if not layers:
+        return
+    worst = sorted(layers, key=lambda name: layers[name]["error"], reverse=True)
+    num_exact = sum(facts["accuracy_level"] != 4 for facts in layers.values())
+    click.echo(
+        f"\n{num_exact} of {len(layers)} layers keep their activations in float32. "
+        "Relative error of the outputs, largest first:"
+    )
+    show_facts({name: f"{layers[name]['error']:.4f}" for name in worst[:_NUM_WORST]})
