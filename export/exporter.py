@@ -28,7 +28,7 @@ from .embedding import build_embedding
 from .genai import genai_config, processor_config
 from .journal import Journal
 from .vision import build_vision
-from .weights import Recipe, Weights
+from .weights import CacheScales, Recipe, Weights
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ def export_package(
     provider: str = "cpu",
     overwrite: bool = False,
     samples: Sequence[Prompt] = (),
+    cache_scales: CacheScales | None = None,
     progress: Callable[[ExportProgress], None] | None = None,
 ) -> package.Manifest:
     """Export a checkpoint.
@@ -83,20 +84,26 @@ def export_package(
         overwrite: Replace a package that is already at the target.
         samples: Prompts, with their answers, to run the checkpoint on where the recipe wants
             calibration. What is done is kept beside the target until the package is complete.
+        cache_scales: Scales of the key/value cache, where the recipe wants it in int8.
         progress: Called before each tensor is written.
 
     Raises:
-        ValueError: There are no samples, and the recipe wants calibration.
+        ValueError: There are no samples, and the recipe wants calibration; or scales are given,
+            or not, against the recipe.
         PackageError: The target exists and is not to be, or cannot be, replaced.
         CheckpointError: A tensor cannot be read or stored in the wanted type.
     """
     if provider not in PROVIDERS:
         raise ValueError(f"provider must be one of {', '.join(PROVIDERS)}, not {provider!r}")
+    if (recipe.cache_dtype == "int8") != (cache_scales is not None):
+        raise ValueError("an int8 cache wants scales, and one in floating point none")
     _check_target(target, overwrite=overwrite)
     model = _model_info(checkpoint, recipe)
     journal = _open_journal(checkpoint, target, recipe, samples)
     calibration = Calibration(checkpoint, samples, journal) if journal else None
-    weights = Weights(checkpoint, recipe.float_dtype, recipe.quantizers, calibration, journal)
+    weights = Weights(
+        checkpoint, recipe.float_dtype, recipe.quantizers, calibration, journal, cache_scales
+    )
     graphs = {
         package.DECODER: build_decoder(checkpoint.config, weights, fused_rotary=provider != "dml"),
         package.EMBEDDING: build_embedding(checkpoint.config, weights),
@@ -257,6 +264,7 @@ def _model_info(checkpoint: Checkpoint, recipe: Recipe) -> package.ModelInfo:
         context_length=config.max_position_embeddings,
         original_context_length=config.original_max_position_embeddings,
         io_dtype=recipe.float_dtype,
+        cache_dtype=recipe.float_dtype if recipe.cache_dtype == "float" else recipe.cache_dtype,
         bos_token_id=special["<s>"],
         eos_token_ids=_eos_token_ids(checkpoint, [special[token] for token in _END_TOKENS]),
         pad_token_id=special["<|endoftext|>"],

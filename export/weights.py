@@ -21,6 +21,9 @@ from .checkpoint import Checkpoint
 from .journal import Journal
 
 Array = npt.NDArray[np.generic]
+# A decoder layer's number -> scales of its cached keys and values, each float32 [kv_heads,
+# head_size]: what is cached as the int8 number q stands for q * scale.
+CacheScales = Callable[[int], tuple[Array, Array]]
 
 
 class Quantizer(Protocol):
@@ -59,6 +62,8 @@ class Recipe(Protocol):
     def float_dtype(self) -> str: ...
     @property
     def quantizers(self) -> Mapping[str, Quantizer]: ...
+    @property
+    def cache_dtype(self) -> str: ...
 
     def as_dict(self) -> dict[str, Any]: ...
 
@@ -77,6 +82,7 @@ class Weights:
         quantizers: Mapping[str, Quantizer],
         calibration: Moments | None = None,
         journal: Journal | None = None,
+        cache_scales: CacheScales | None = None,
     ) -> None:
         """Take what parameters are made from.
 
@@ -86,11 +92,13 @@ class Weights:
             quantizers: Weight group -> quantizer; a group without one stays in floating point.
             calibration: Asked for calibrated quantizers.
             journal: Keeps what these give, which takes long.
+            cache_scales: Makes the key/value cache int8; asked when the scales are written.
         """
         self._checkpoint = checkpoint
         self._quantizers = quantizers
         self._calibration = calibration
         self._journal = journal
+        self._cache_scales = cache_scales
         self.dtype = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}[float_dtype]
 
     def quantizer(self, group: str) -> Quantizer | None:
@@ -174,6 +182,23 @@ class Weights:
             (out_features, -(-num_blocks * quantizer.bits // 8)),
         )
         return packed, scales, zero_points
+
+    def cache_scales(self, layer: int) -> tuple[nn.Parameter, nn.Parameter] | None:
+        """Scales of a layer's cached keys and values; None for a cache in floating point."""
+        scales = self._cache_scales
+        if scales is None:
+            return None
+        config = self._checkpoint.config
+        shape = (1, config.num_key_value_heads, 1, config.head_size)
+
+        def parameter(index: int) -> nn.Parameter:
+            return lazy_parameter(
+                lambda: scales(layer)[index].astype(np.float32).reshape(shape),
+                ir.DataType.FLOAT,
+                shape,
+            )
+
+        return parameter(0), parameter(1)
 
     def _quantize(self, names: Sequence[str], quantizer: Quantizer) -> tuple[Array | None, ...]:
         if not quantizer.is_calibrated or self._calibration is None:

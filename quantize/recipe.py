@@ -27,11 +27,13 @@ class Recipe:
         precision: "fp32", "fp16" or "int4".
         float_dtype: Type of everything that is not quantized, and of activations.
         quantizers: Group -> quantizer.
+        cache_dtype: "float" for a key/value cache in `float_dtype`, or "int8".
     """
 
     precision: str
     float_dtype: str
     quantizers: Mapping[str, BlockQuantizer]
+    cache_dtype: str = "float"
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as it is written into the manifest."""
