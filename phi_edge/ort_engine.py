@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,7 @@ class OrtRun:
         self._logits: Logits = np.empty((1, 1, engine.model.vocab_size), np.float32)
         self._value = import_onnxruntime().OrtValue.ortvalue_from_numpy
         self._binding.bind_ortvalue_output(package.LOGITS, self._value(self._logits))
+        self._bind_earlier_logits(0)
 
     @property
     def input_ids(self) -> npt.NDArray[np.int64]:
@@ -142,19 +144,33 @@ class OrtRun:
         """See `Run.logits`. After a rewind, the last token is run again."""
         if not self._logits_are_current:
             self.prefill()
-        return self._current_logits()
+        logits: Logits = self._logits[0, 0].copy()
+        return logits
 
     def append(self, token_id: int) -> Logits:
         """See `Run.append`."""
-        if not 0 <= token_id < self._model.vocab_size:
-            raise PromptError(
-                f"token id {token_id} is outside the vocabulary of {self._model.vocab_size}"
-            )
-        if len(self._ids) == self._model.context_length:
-            raise ContextLengthError(len(self._ids) + 1, self._model.context_length)
-        self._ids.append(token_id)
-        self.prefill()
-        return self._current_logits()
+        logits: Logits = self.verify([token_id])[0]
+        return logits
+
+    def verify(self, token_ids: Sequence[int]) -> Logits:
+        """See `Run.verify`."""
+        model, num_tokens = self._model, len(self._ids)
+        for token_id in token_ids:
+            if not 0 <= token_id < model.vocab_size:
+                raise PromptError(
+                    f"token id {token_id} is outside the vocabulary of {model.vocab_size}"
+                )
+        if num_tokens == model.context_length:
+            raise ContextLengthError(num_tokens + 1, model.context_length)
+        is_long = num_tokens + 1 > model.original_context_length
+        room = 1
+        if self._num_cached == num_tokens and self._cache_is_long == is_long:
+            end = model.context_length if is_long else model.original_context_length
+            room = min(end - num_tokens, self._engine.chunk_size)
+        self._ids += token_ids[:room]
+        num_earlier = len(self._ids) - num_tokens - 1
+        self.prefill(num_earlier)
+        return np.concatenate([self._earlier_logits[0], self._logits[0]])
 
     def extend(
         self,
@@ -181,13 +197,27 @@ class OrtRun:
         del self._ids[num_tokens:]
         self._num_cached = min(self._num_cached, num_tokens)
 
-    def _current_logits(self) -> Logits:
-        logits: Logits = self._logits[0, 0].copy()
-        return logits
+    def _bind_earlier_logits(self, num_earlier: int) -> None:
+        """Ask for the logits of so many positions before the last."""
+        self._earlier_logits: Logits = np.empty(
+            (1, num_earlier, self._model.vocab_size), np.float32
+        )
+        # A binding does not keep what it points to alive.
+        self._num_earlier = self._value(np.array([num_earlier], np.int64))
+        self._binding.bind_ortvalue_input(package.NUM_EARLIER, self._num_earlier)
+        self._binding.bind_ortvalue_output(
+            package.EARLIER_LOGITS, self._value(self._earlier_logits)
+        )
 
-    def prefill(self) -> None:
-        """Run every token that is not cached, in chunks, between which it can be cancelled."""
+    def prefill(self, num_earlier: int = 0) -> None:
+        """Run every token that is not cached, in chunks, between which it can be cancelled.
+
+        Args:
+            num_earlier: Give the logits of this many of the last tokens but one, too.
+        """
         self._logits_are_current = False
+        if num_earlier != self._earlier_logits.shape[1]:
+            self._bind_earlier_logits(num_earlier)
         is_long = len(self._ids) > self._model.original_context_length
         if is_long != self._cache_is_long:
             if self._num_cached:
