@@ -9,6 +9,10 @@ Nothing is ever taken from a draft: each token is chosen from the model's logits
 and where it is not the draft's, the rest of the draft is dropped. For a draft that is certain of
 its token this is what speculative sampling does (Leviathan et al., 2023,
 https://arxiv.org/abs/2211.17192), so distributions stay as they are.
+
+Kernels may round differently for several tokens than for one. On phi-edge-tiny the log
+probabilities differ by less than 1e-5 in float32, and by up to 0.001 in int4, whose kernels round
+activations to 8 bits: only nearer ties than that can fall to the other side.
 """
 
 from __future__ import annotations

@@ -198,8 +198,8 @@ class Model:
             num_logprobs: Give log probabilities with each event, of the token and of this many
                 of the most likely ones.
             draft_tokens: Where the text repeats itself, guess up to this many tokens ahead and
-                check them in one step; 0 for never. It changes the speed, and the rest of the
-                answer by no more than the rounding of float32.
+                check them in one step; 0 for never. It changes the speed, and the answer no more
+                than rounding does; see `drafting`.
             cancel: Setting it, from another thread, stops the run between chunks of the prompt
                 and between tokens.
 

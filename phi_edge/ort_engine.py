@@ -180,9 +180,8 @@ class OrtRun:
     ) -> None:
         """See `Run.extend`."""
         self._engine.check_tokens(len(self._ids) + len(input_ids), input_ids, image_features)
-        num_slots = sum(token_id < 0 for token_id in self._ids)
         self._image_features = np.concatenate(
-            [self._image_features[:num_slots], image_features], dtype=self._model.io_dtype
+            [self._image_features, image_features], dtype=self._model.io_dtype
         )
         self._ids += input_ids.tolist()
         self._cancel = cancel
@@ -194,6 +193,8 @@ class OrtRun:
             raise ValueError(f"cannot rewind a sequence of {len(self._ids)} tokens to {num_tokens}")
         if num_tokens < len(self._ids):
             self._logits_are_current = False
+        num_features = len(self._image_features) - self._num_slots(num_tokens)
+        self._image_features = self._image_features[:num_features]
         del self._ids[num_tokens:]
         self._num_cached = min(self._num_cached, num_tokens)
 
@@ -231,15 +232,35 @@ class OrtRun:
         self._num_cached = min(self._num_cached, len(self._ids) - 1)
         if self._cache.reserve(len(self._ids), num_kept=self._num_cached):
             self._cache.bind(self._binding)
+        # Rows of the image features that are still to come.
+        features = self._image_features
+        features = features[len(features) - self._num_slots(self._num_cached) :]
         while self._num_cached < len(self._ids):
             check_cancelled(self._cancel)
-            self._run_chunk(self._num_cached, self._num_cached + self._engine.chunk_size)
+            stop = self._num_cached + self._engine.chunk_size
+            features = self._run_chunk(self._num_cached, stop, features)
             self._cache.note_use(self._num_cached)
         self._logits_are_current = True
 
-    def _run_chunk(self, start: int, stop: int) -> None:
-        """Extend the cache, which holds `start` tokens, by the next ones up to `stop`."""
+    def _num_slots(self, start: int) -> int:
+        """Image slots from the token `start` on."""
+        return sum(token_id < 0 for token_id in self._ids[start:])
+
+    def _run_chunk(
+        self, start: int, stop: int, features: npt.NDArray[np.floating[Any]]
+    ) -> npt.NDArray[np.floating[Any]]:
+        """Extend the cache, which holds `start` tokens, by the next ones up to `stop`.
+
+        Args:
+            start: First token of the chunk.
+            stop: Where it ends, if the sequence is as long.
+            features: For the image slots from `start` on.
+
+        Returns:
+            The features that are left for later chunks.
+        """
         ids = np.array([self._ids[start:stop]], np.int64)
+        num_slots = int((ids < 0).sum())
         total = start + ids.size
         # A binding does not keep what it points to alive; these names do until the run is over.
         mask = np.ones((1, total), np.int64)
@@ -249,7 +270,7 @@ class OrtRun:
                 [package.INPUTS_EMBEDS],
                 {
                     package.INPUT_IDS: self._value(ids),
-                    package.IMAGE_FEATURES: self._value(self._chunk_features(ids, start)),
+                    package.IMAGE_FEATURES: self._value(features[:num_slots]),
                 },
             )
             binding = self._binding
@@ -258,13 +279,4 @@ class OrtRun:
             binding.bind_ortvalue_input(package.ROPE_LENGTH, self._value(rope_length))
             self._engine.decoder.run_with_iobinding(binding)
         self._num_cached = total
-
-    def _chunk_features(
-        self, ids: npt.NDArray[np.int64], start: int
-    ) -> npt.NDArray[np.floating[Any]]:
-        """Rows of the image features that belong to a chunk which begins at `start`."""
-        num_slots = int((ids < 0).sum())
-        if not num_slots:
-            return self._image_features[:0]
-        before = sum(token_id < 0 for token_id in self._ids[:start])
-        return self._image_features[before : before + num_slots]
+        return features[num_slots:]
