@@ -18,6 +18,7 @@ from .checkpoint import Checkpoint
 from .decoder import LAYER_LINEARS
 from .journal import Array, Journal
 from .layerwise import LayerwiseModel
+from .prequantized import GROUP
 from .weights import Recipe
 
 Floats = npt.NDArray[np.float32]
@@ -135,11 +136,10 @@ class _Calibrator:
 
     def layer(self, index: int) -> dict[str, Array]:
         """A decoder layer with its four linear layers."""
-        # Those that the checkpoint brings quantized stay as they are.
-        names = LAYER_LINEARS if self._checkpoint.layout is None else ()
         linears = {
-            name: _Linear(self._checkpoint, self._recipe, "decoder", f"model.layers.{index}.{name}")
-            for name in names
+            name: linear
+            for name in LAYER_LINEARS
+            if (linear := self._linear("decoder", f"model.layers.{index}.{name}"))
         }
         largest: dict[str, Floats] = {}
 
@@ -151,10 +151,11 @@ class _Calibrator:
 
         self._model.run_layer(index, see)
         facts = self._scale(index, linears, largest["value"])
-        for name in names:
+        for name in list(linears):
             facts |= self._finish(linears.pop(name))
         for part in ("key", "value"):
-            facts[f"{part}s"] = largest[part] * np.float32(_CACHE_MARGIN / 127)
+            scales = largest[part] * np.float32(_CACHE_MARGIN / 127)
+            facts[f"{part}s"] = np.where(scales == 0, np.float32(1), scales)
         return facts
 
     def _scale(
@@ -180,12 +181,23 @@ class _Calibrator:
 
     def head(self) -> dict[str, Array]:
         """`lm_head`."""
-        linear = _Linear(self._checkpoint, self._recipe, "lm_head", "lm_head")
+        linear = self._linear("lm_head", "lm_head")
+        if linear is None:
+            return {}
         for normed in self._model.normed():
             linear.see(normed, self._row_step)
         scales = linear.scale_inputs()
         facts: dict[str, Array] = {} if scales is None else {"divisor:model.norm.weight": scales}
         return facts | self._finish(linear)
+
+    def _linear(self, group: str, name: str) -> _Linear | None:
+        """A linear layer that is to be calibrated; None for another."""
+        quantizer = self._recipe.quantizer(group, name)
+        if quantizer is None or not quantizer.is_calibrated:
+            return None
+        if group == GROUP and self._checkpoint.layout:
+            return None  # it is quantized already
+        return _Linear(self._checkpoint, quantizer, name)
 
     def _finish(self, linear: _Linear) -> dict[str, Array]:
         (packed, scales, zero_points), *facts = linear.quantize()
@@ -203,10 +215,10 @@ class _Linear:
         name: Official name.
     """
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, group: str, name: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, quantizer: Any, name: str) -> None:
         self.name = name
         self._checkpoint = checkpoint
-        self._quantizer: Any = recipe.quantizer(group, name)
+        self._quantizer = quantizer
         self._moments = np.zeros((), np.float32)
         self._rows: list[Floats] = []
 

@@ -1,4 +1,4 @@
-"""The decoder graph: embeddings and cached keys and values -> logits of the last position.
+"""The decoder graph: embeddings and cached keys and values -> logits of the last positions.
 
 One table holds the rotations of both LongRoPE regimes, and positions are shifted into the part
 that applies. So the graph needs no branch, which not every provider runs, and no copy of a
@@ -7,7 +7,7 @@ table at every step, which is what a branch costs.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -81,11 +81,16 @@ class Attention(nn.Module):
     """Self-attention over the cache; queries, keys and values come from one projection."""
 
     def __init__(
-        self, config: Phi3VConfig, weights: Weights, name: str, *, fused_rotary: bool
+        self, config: Phi3VConfig, weights: Weights, index: int, *, fused_rotary: bool
     ) -> None:
         super().__init__()
+        name = f"model.layers.{index}.self_attn"
         self.config = config
         self.fused_rotary = fused_rotary
+        self.key_scales: nn.Parameter | None = None
+        self.value_scales: nn.Parameter | None = None
+        if scales := weights.cache_scales(index):
+            self.key_scales, self.value_scales = scales
         self.qkv_proj = Linear(weights, "decoder", f"{name}.qkv_proj")
         self.o_proj = Linear(weights, "decoder", f"{name}.o_proj")
 
@@ -102,11 +107,19 @@ class Attention(nn.Module):
             if self.fused_rotary
             else (*self._rotated(op, qkv, at), *past, at.last, at.total_length)
         )
+        cache: dict[str, Any] = {}
+        if self.key_scales is not None:
+            # The inputs between are for models of other kinds.
+            unused = [None] * (12 - len(inputs))
+            inputs = (*inputs, *unused, self.key_scales, self.value_scales)
+            cache = {f"{part}_quant_type": "PER_CHANNEL" for part in "kv"}
+            cache["kv_cache_bit_width"] = 8
         attended, key, value = op.GroupQueryAttention(
             *inputs,
             num_heads=self.config.num_attention_heads,
             kv_num_heads=self.config.num_key_value_heads,
             do_rotary=int(self.fused_rotary),
+            **cache,
             _outputs=3,
             **CONTRIB,
         )
@@ -168,11 +181,12 @@ class DecoderLayer(nn.Module):
     """Attention and MLP, each after a norm and added to the residual stream."""
 
     def __init__(
-        self, config: Phi3VConfig, weights: Weights, name: str, *, fused_rotary: bool
+        self, config: Phi3VConfig, weights: Weights, index: int, *, fused_rotary: bool
     ) -> None:
         super().__init__()
+        name = f"model.layers.{index}"
         self.input_layernorm = RMSNorm(config, weights, f"{name}.input_layernorm")
-        self.self_attn = Attention(config, weights, f"{name}.self_attn", fused_rotary=fused_rotary)
+        self.self_attn = Attention(config, weights, index, fused_rotary=fused_rotary)
         self.post_attention_layernorm = RMSNorm(config, weights, f"{name}.post_attention_layernorm")
         self.mlp = MLP(config, weights, f"{name}.mlp")
 
@@ -198,7 +212,7 @@ class Decoder(nn.Module):
         self.positions = PositionInputs(config, weights)
         self.layers = nn.ModuleList(
             [
-                DecoderLayer(config, weights, f"model.layers.{i}", fused_rotary=fused_rotary)
+                DecoderLayer(config, weights, i, fused_rotary=fused_rotary)
                 for i in range(config.num_hidden_layers)
             ]
         )
@@ -211,6 +225,7 @@ class Decoder(nn.Module):
         inputs_embeds: ir.Value,
         attention_mask: ir.Value,
         rope_length: ir.Value,
+        num_earlier: ir.Value,
         *pasts: ir.Value,
     ) -> list[ir.Value]:
         at = self.positions(op, inputs_embeds, attention_mask, rope_length)
@@ -221,15 +236,19 @@ class Decoder(nn.Module):
             x, residual, present = layer(op, x, residual, past, at)
             presents += present
         x, _ = self.norm(op, x, residual)
-        last = op.Slice(x, [-1], [np.iinfo(np.int64).max], [1])
-        logits = op.Cast(self.lm_head(op, last), to=ir.DataType.FLOAT)
-        return [logits, *presents]
+        end = [np.iinfo(np.int64).max]
+        last = op.Slice(x, op.Sub(-1, num_earlier), end, [1])
+        scores = op.Cast(self.lm_head(op, last), to=ir.DataType.FLOAT)
+        # onnxruntime-genai wants one position in `logits`.
+        logits, earlier = op.Slice(scores, [-1], end, [1]), op.Slice(scores, [0], [-1], [1])
+        return [logits, earlier, *presents]
 
 
 def build_decoder(config: Phi3VConfig, weights: Weights, *, fused_rotary: bool) -> ir.Model:
     """`inputs_embeds` [batch, sequence, hidden_size], `attention_mask` int64 [batch, total],
-    `rope_length` int64 [1] (may be left out), cache -> `logits` float32 [batch, 1, vocab_size],
-    cache.
+    `rope_length` and `num_earlier` int64 [1] (may be left out), cache -> `logits` float32 [batch,
+    1, vocab_size], `earlier_logits` float32 [batch, num_earlier, vocab_size], cache. The cache is
+    int8 where the weights come with scales for it.
 
     Args:
         config: Dimensions.
@@ -241,22 +260,28 @@ def build_decoder(config: Phi3VConfig, weights: Weights, *, fused_rotary: bool) 
         return ["batch", config.num_key_value_heads, length, config.head_size]
 
     names = [(i, part) for i in range(config.num_hidden_layers) for part in ("key", "value")]
-    no_length = ir.tensor(np.zeros(1, np.int64), name=package.ROPE_LENGTH)
+    cache_dtype = weights.dtype if weights.cache_scales(0) is None else ir.DataType.INT8
     inputs = [
         ir.val(package.INPUTS_EMBEDS, weights.dtype, ["batch", "sequence", config.hidden_size]),
         ir.val(package.ATTENTION_MASK, ir.DataType.INT64, ["batch", "total"]),
-        ir.val(package.ROPE_LENGTH, const_value=no_length),
-        *(ir.val(package.past_name(*name), weights.dtype, cache_shape("past")) for name in names),
+        _optional_length(package.ROPE_LENGTH),
+        _optional_length(package.NUM_EARLIER),
+        *(ir.val(package.past_name(*name), cache_dtype, cache_shape("past")) for name in names),
     ]
     outputs = [
         ir.val(package.LOGITS, ir.DataType.FLOAT, ["batch", 1, config.vocab_size]),
+        ir.val(package.EARLIER_LOGITS, ir.DataType.FLOAT, ["batch", "earlier", config.vocab_size]),
         *(
-            ir.val(package.present_name(*name), weights.dtype, cache_shape("present"))
+            ir.val(package.present_name(*name), cache_dtype, cache_shape("present"))
             for name in names
         ),
     ]
     decoder = Decoder(config, weights, fused_rotary=fused_rotary)
     return make_model(package.DECODER, inputs, outputs, decoder)
+
+
+def _optional_length(name: str) -> ir.Value:
+    return ir.val(name, const_value=ir.tensor(np.zeros(1, np.int64), name=name))
 
 
 class LayerAlone(nn.Module):
@@ -265,7 +290,7 @@ class LayerAlone(nn.Module):
     def __init__(self, config: Phi3VConfig, weights: Weights, index: int) -> None:
         super().__init__("model")
         self.positions = PositionInputs(config, weights)
-        self.layer = DecoderLayer(config, weights, f"model.layers.{index}", fused_rotary=True)
+        self.layer = DecoderLayer(config, weights, index, fused_rotary=True)
 
     def forward(
         self,

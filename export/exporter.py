@@ -272,6 +272,7 @@ def _model_info(checkpoint: Checkpoint, recipe: Recipe) -> package.ModelInfo:
         context_length=config.max_position_embeddings,
         original_context_length=config.original_max_position_embeddings,
         io_dtype=recipe.float_dtype,
+        cache_dtype=recipe.float_dtype if recipe.cache_dtype == "float" else recipe.cache_dtype,
         bos_token_id=special["<s>"],
         eos_token_ids=_eos_token_ids(checkpoint, [special[token] for token in _END_TOKENS]),
         pad_token_id=special["<|endoftext|>"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -55,6 +56,8 @@ class Recipe(Protocol):
     def float_dtype(self) -> str: ...
     @property
     def is_calibrated(self) -> bool: ...
+    @property
+    def cache_dtype(self) -> str: ...
 
     def quantizer(self, group: str, name: str, /) -> Quantizer | None:
         """How a layer of a group of weights is quantized; None for floating point."""
@@ -182,6 +185,20 @@ class Weights:
             (out_features, -(-num_blocks * quantizer.bits // 8)),
         )
         return packed, scales, zero_points
+
+    def cache_scales(self, layer: int) -> tuple[nn.Parameter, nn.Parameter] | None:
+        """Scales of a layer's cached keys and values, by head and channel: what is cached as the
+        int8 number q stands for q * scale. None for a cache in floating point.
+        """
+        if self._recipe is None or self._recipe.cache_dtype != "int8" or self._calibration is None:
+            return None
+        keys, values = self._calibration.cache_scales[layer]
+        shape = (1, keys.shape[0], 1, keys.shape[1])
+        key, value = (
+            lazy_parameter(partial(scales.reshape, shape), ir.DataType.FLOAT, shape)
+            for scales in (keys, values)
+        )
+        return key, value
 
     def _quantize(
         self, names: Sequence[str], quantizer: Quantizer | StoredBlocks

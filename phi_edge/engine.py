@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,6 +43,22 @@ class Run(Protocol):
 
         Raises:
             ContextLengthError: The context is full; the sequence stays as it was.
+        """
+
+    def verify(self, token_ids: Sequence[int]) -> Logits:
+        """Add one token, and with it, in the same step, guesses of those that follow.
+
+        Guesses for which there is no room are left out, and so are those that would have the
+        whole sequence prefilled again. `rewind` takes back what was guessed wrong.
+
+        Args:
+            token_ids: The token, then the guesses.
+
+        Returns:
+            float32 [num_added, vocab_size]: the logits after each token that was added.
+
+        Raises:
+            ContextLengthError: As for `append`.
         """
 
     def extend(

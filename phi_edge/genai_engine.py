@@ -12,7 +12,7 @@ import importlib
 import json
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,10 @@ class GenaiRun:
         self._ids.append(token_id)
         self._prefill()
         return self._current_logits()
+
+    def verify(self, token_ids: Sequence[int]) -> Logits:
+        """See `Run.verify`; every guess is left out."""
+        return self.append(token_ids[0])[None]
 
     def extend(
         self,

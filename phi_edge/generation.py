@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from phi_edge.drafting import DRAFT_TOKENS, DraftingRun
 from phi_edge.engine import Logits, Run, check_cancelled
 from phi_edge.sampling import Sampler
 from phi_edge.text import Detokenizer
@@ -72,6 +73,7 @@ def generate_events(
     limits: Limits,
     num_logprobs: int | None = None,
     cancel: threading.Event | None = None,
+    draft_tokens: int = DRAFT_TOKENS,
 ) -> Iterator[GenerationEvent]:
     """Decode from a prefilled run on.
 
@@ -82,10 +84,26 @@ def generate_events(
         limits: What else ends the completion.
         num_logprobs: Give log probabilities, with this many of the most likely tokens.
         cancel: Setting it, from another thread, stops between two tokens.
+        draft_tokens: Most tokens to guess where the text repeats itself; see `drafting`.
 
     Raises:
         GenerationCancelled: `cancel` was set.
     """
+    ahead = DraftingRun(run, limits.max_tokens or limits.context_length, draft_tokens)
+    try:
+        yield from _events(ahead, sampler, detokenizer, limits, num_logprobs, cancel)
+    finally:
+        ahead.close()
+
+
+def _events(
+    run: DraftingRun,
+    sampler: Sampler,
+    detokenizer: Detokenizer,
+    limits: Limits,
+    num_logprobs: int | None,
+    cancel: threading.Event | None,
+) -> Iterator[GenerationEvent]:
     logits = run.logits
     for num_completion_tokens in itertools.count(1):
         token_id = sampler(logits)

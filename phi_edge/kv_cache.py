@@ -52,7 +52,7 @@ class KeyValueCache:
         shape = (1, model.num_key_value_heads, self.capacity, model.head_size)
         for layer in range(model.num_hidden_layers):
             for part in ("key", "value"):
-                array = _untouched_zeros(shape, model.io_dtype)
+                array = _untouched_zeros(shape, model.cache_dtype)
                 if num_kept:
                     array[:, :, :num_kept] = self._buffers[layer, part].numpy()[:, :, :num_kept]
                 self._buffers[layer, part] = ort.OrtValue.ortvalue_from_numpy(

@@ -18,6 +18,7 @@ from phi_edge import package
 from phi_edge import prompt as prompts
 from phi_edge.caches import FeatureCache, PrefixCache
 from phi_edge.disk_cache import DiskCache
+from phi_edge.drafting import DRAFT_TOKENS
 from phi_edge.engine import Engine, Features, Run, check_cancelled
 from phi_edge.errors import EngineError, PackageError
 from phi_edge.genai_engine import GenaiEngine
@@ -295,6 +296,7 @@ class Model:
         logit_bias: Mapping[int, float] | None = None,
         stop: str | Sequence[str] = (),
         num_logprobs: int | None = None,
+        draft_tokens: int = DRAFT_TOKENS,
         cancel: threading.Event | None = None,
     ) -> Iterator[GenerationEvent]:
         """Generate a completion, token by token.
@@ -312,6 +314,9 @@ class Model:
             stop: Texts that end the completion and are not part of it.
             num_logprobs: Give log probabilities with each event, of the token and of this many
                 of the most likely ones.
+            draft_tokens: Where the text repeats itself, guess up to this many tokens ahead and
+                check them in one step; 0 for never. It changes the speed, and the answer no more
+                than rounding does; see `drafting`.
             cancel: Setting it, from another thread, stops the run between chunks of the prompt
                 and between tokens.
 
@@ -325,6 +330,8 @@ class Model:
         """
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+        if draft_tokens < 0:
+            raise ValueError(f"draft_tokens must be at least 0, not {draft_tokens}")
         sampler = Sampler(
             temperature,
             top_p,
@@ -336,7 +343,8 @@ class Model:
         )
         detokenizer = Detokenizer(self.tokenizer, (stop,) if isinstance(stop, str) else stop)
         limits = self.limits(max_tokens, prompt)
-        return self._events(prompt, sampler, detokenizer, limits, num_logprobs, cancel)
+        options = num_logprobs, cancel, draft_tokens
+        return self._events(prompt, sampler, detokenizer, limits, *options)
 
     def _events(
         self,
@@ -346,10 +354,12 @@ class Model:
         limits: Limits,
         num_logprobs: int | None,
         cancel: threading.Event | None,
+        draft_tokens: int,
     ) -> Iterator[GenerationEvent]:
         run = self.start(prompt, cancel, limits.max_tokens)
+        options = num_logprobs, cancel, draft_tokens
         try:
-            yield from generate_events(run, sampler, detokenizer, limits, num_logprobs, cancel)
+            yield from generate_events(run, sampler, detokenizer, limits, *options)
         finally:
             self.keep(prompt, run)
 

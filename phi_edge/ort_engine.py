@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,7 @@ class OrtRun:
         self._logits: Logits = np.empty((1, 1, engine.model.vocab_size), np.float32)
         self._value = import_onnxruntime().OrtValue.ortvalue_from_numpy
         self._binding.bind_ortvalue_output(package.LOGITS, self._value(self._logits))
+        self._bind_earlier_logits(0)
 
     @property
     def input_ids(self) -> npt.NDArray[np.int64]:
@@ -146,19 +147,33 @@ class OrtRun:
         """See `Run.logits`. After a rewind, the last token is run again."""
         if not self._logits_are_current:
             self.prefill()
-        return self._current_logits()
+        logits: Logits = self._logits[0, 0].copy()
+        return logits
 
     def append(self, token_id: int) -> Logits:
         """See `Run.append`."""
-        if not 0 <= token_id < self._model.vocab_size:
-            raise PromptError(
-                f"token id {token_id} is outside the vocabulary of {self._model.vocab_size}"
-            )
-        if len(self._ids) == self._model.context_length:
-            raise ContextLengthError(len(self._ids) + 1, self._model.context_length)
-        self._ids.append(token_id)
-        self.prefill()
-        return self._current_logits()
+        logits: Logits = self.verify([token_id])[0]
+        return logits
+
+    def verify(self, token_ids: Sequence[int]) -> Logits:
+        """See `Run.verify`."""
+        model, num_tokens = self._model, len(self._ids)
+        for token_id in token_ids:
+            if not 0 <= token_id < model.vocab_size:
+                raise PromptError(
+                    f"token id {token_id} is outside the vocabulary of {model.vocab_size}"
+                )
+        if num_tokens == model.context_length:
+            raise ContextLengthError(num_tokens + 1, model.context_length)
+        is_long = num_tokens + 1 > model.original_context_length
+        room = 1
+        if self._num_cached == num_tokens and self._cache_is_long == is_long:
+            end = model.context_length if is_long else model.original_context_length
+            room = min(end - num_tokens, self._engine.chunk_size)
+        self._ids += token_ids[:room]
+        num_earlier = len(self._ids) - num_tokens - 1
+        self.prefill(num_earlier)
+        return np.concatenate([self._earlier_logits[0], self._logits[0]])
 
     def extend(
         self,
@@ -168,9 +183,8 @@ class OrtRun:
     ) -> None:
         """See `Run.extend`."""
         check_tokens(self._model, len(self._ids) + len(input_ids), input_ids, image_features)
-        num_slots = sum(token_id < 0 for token_id in self._ids)
         self._image_features = np.concatenate(
-            [self._image_features[:num_slots], image_features], dtype=self._model.io_dtype
+            [self._image_features, image_features], dtype=self._model.io_dtype
         )
         self._ids += input_ids.tolist()
         self._cancel = cancel
@@ -182,6 +196,8 @@ class OrtRun:
             raise ValueError(f"cannot rewind a sequence of {len(self._ids)} tokens to {num_tokens}")
         if num_tokens < len(self._ids):
             self._logits_are_current = False
+        num_features = len(self._image_features) - self._num_slots(num_tokens)
+        self._image_features = self._image_features[:num_features]
         del self._ids[num_tokens:]
         self._num_cached = min(self._num_cached, num_tokens)
 
@@ -206,13 +222,27 @@ class OrtRun:
         self._cache.bind(self._binding)
         self._num_cached, self._cache_is_long = len(self._ids), is_long
 
-    def _current_logits(self) -> Logits:
-        logits: Logits = self._logits[0, 0].copy()
-        return logits
+    def _bind_earlier_logits(self, num_earlier: int) -> None:
+        """Ask for the logits of so many positions before the last."""
+        self._earlier_logits: Logits = np.empty(
+            (1, num_earlier, self._model.vocab_size), np.float32
+        )
+        # A binding does not keep what it points to alive.
+        self._num_earlier = self._value(np.array([num_earlier], np.int64))
+        self._binding.bind_ortvalue_input(package.NUM_EARLIER, self._num_earlier)
+        self._binding.bind_ortvalue_output(
+            package.EARLIER_LOGITS, self._value(self._earlier_logits)
+        )
 
-    def prefill(self) -> None:
-        """Run every token that is not cached, in chunks, between which it can be cancelled."""
+    def prefill(self, num_earlier: int = 0) -> None:
+        """Run every token that is not cached, in chunks, between which it can be cancelled.
+
+        Args:
+            num_earlier: Give the logits of this many of the last tokens but one, too.
+        """
         self._logits_are_current = False
+        if num_earlier != self._earlier_logits.shape[1]:
+            self._bind_earlier_logits(num_earlier)
         is_long = len(self._ids) > self._model.original_context_length
         if is_long != self._cache_is_long:
             if self._num_cached:
@@ -226,15 +256,35 @@ class OrtRun:
         self._num_cached = min(self._num_cached, len(self._ids) - 1)
         if self._cache.reserve(len(self._ids), num_kept=self._num_cached):
             self._cache.bind(self._binding)
+        # Rows of the image features that are still to come.
+        features = self._image_features
+        features = features[len(features) - self._num_slots(self._num_cached) :]
         while self._num_cached < len(self._ids):
             check_cancelled(self._cancel)
-            self._run_chunk(self._num_cached, self._num_cached + self._engine.chunk_size)
+            stop = self._num_cached + self._engine.chunk_size
+            features = self._run_chunk(self._num_cached, stop, features)
             self._cache.note_use(self._num_cached)
         self._logits_are_current = True
 
-    def _run_chunk(self, start: int, stop: int) -> None:
-        """Extend the cache, which holds `start` tokens, by the next ones up to `stop`."""
+    def _num_slots(self, start: int) -> int:
+        """Image slots from the token `start` on."""
+        return sum(token_id < 0 for token_id in self._ids[start:])
+
+    def _run_chunk(
+        self, start: int, stop: int, features: npt.NDArray[np.floating[Any]]
+    ) -> npt.NDArray[np.floating[Any]]:
+        """Extend the cache, which holds `start` tokens, by the next ones up to `stop`.
+
+        Args:
+            start: First token of the chunk.
+            stop: Where it ends, if the sequence is as long.
+            features: For the image slots from `start` on.
+
+        Returns:
+            The features that are left for later chunks.
+        """
         ids = np.array([self._ids[start:stop]], np.int64)
+        num_slots = int((ids < 0).sum())
         total = start + ids.size
         # A binding does not keep what it points to alive; these names do until the run is over.
         mask = np.ones((1, total), np.int64)
@@ -244,7 +294,7 @@ class OrtRun:
                 [package.INPUTS_EMBEDS],
                 {
                     package.INPUT_IDS: self._value(ids),
-                    package.IMAGE_FEATURES: self._value(self._chunk_features(ids, start)),
+                    package.IMAGE_FEATURES: self._value(features[:num_slots]),
                 },
             )
             binding = self._binding
@@ -253,13 +303,4 @@ class OrtRun:
             binding.bind_ortvalue_input(package.ROPE_LENGTH, self._value(rope_length))
             self._engine.decoder.run_with_iobinding(binding)
         self._num_cached = total
-
-    def _chunk_features(
-        self, ids: npt.NDArray[np.int64], start: int
-    ) -> npt.NDArray[np.floating[Any]]:
-        """Rows of the image features that belong to a chunk which begins at `start`."""
-        num_slots = int((ids < 0).sum())
-        if not num_slots:
-            return self._image_features[:0]
-        before = sum(token_id < 0 for token_id in self._ids[:start])
-        return self._image_features[before : before + num_slots]
+        return features[num_slots:]

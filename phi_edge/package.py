@@ -17,8 +17,8 @@ from typing import Any
 
 from phi_edge.errors import PackageError, PackageNotFoundError
 
-FORMAT_VERSION = 1
-READER_SUPPORTED_VERSIONS = (1,)
+FORMAT_VERSION = 2
+READER_SUPPORTED_VERSIONS = (2,)
 
 MANIFEST_FILE = "phi_edge.json"
 GENAI_CONFIG_FILE = "genai_config.json"
@@ -40,6 +40,8 @@ ATTENTION_MASK, LOGITS = "attention_mask", "logits"
 # number of tokens in the mask. Its default is 0; a prefill in chunks sets it to the length of
 # the whole prompt, so that every chunk uses the factors of the whole.
 ROPE_LENGTH = "rope_length"
+# How many positions before the last the decoder gives logits for, too. Its default is 0.
+NUM_EARLIER, EARLIER_LOGITS = "num_earlier", "earlier_logits"
 
 # Files up to this size are hashed at every load; a larger one only when verification is asked
 # for, since reading gigabytes would double the time to the first token.
@@ -68,7 +70,8 @@ class ModelInfo:
     Attributes:
         context_length: Most tokens that a sequence can have (`max_position_embeddings`).
         original_context_length: Longest sequence that uses the short RoPE factors.
-        io_dtype: "float32" or "float16", the type of embeddings, features and cache.
+        io_dtype: "float32" or "float16", the type of embeddings and features.
+        cache_dtype: The same or "int8", the type of the key/value cache.
         eos_token_ids: Tokens that end a completion.
         num_crops: Default number of crops per image.
         image_mean, image_std: Per-channel normalisation (RGB) of pixel values in 0-1.
@@ -83,6 +86,7 @@ class ModelInfo:
     context_length: int
     original_context_length: int
     io_dtype: str
+    cache_dtype: str
     bos_token_id: int
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
@@ -93,7 +97,7 @@ class ModelInfo:
     @property
     def cache_bytes_per_token(self) -> int:
         """Bytes of key/value cache that one token takes."""
-        item_bytes = {"float32": 4, "float16": 2}[self.io_dtype]
+        item_bytes = {"float32": 4, "float16": 2, "int8": 1}[self.cache_dtype]
         return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_size * item_bytes
 
 

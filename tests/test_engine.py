@@ -105,6 +105,8 @@ def test_context_end(checkpoint_copy: Path, tmp_path: Path) -> None:
     export_package(Checkpoint(checkpoint_copy), tmp_path / "out", make_recipe("fp32", "cpu"))
     with phi_edge.load_model(tmp_path / "out") as model:
         run = model.start(Prompt(random_ids(8998)))
+        assert len(run.verify([5, 6, 7, 8])) == 2, "guesses for which there is room"
+        run.rewind(8998)
         run.append(5)
         logits = run.append(6)
         assert np.isfinite(logits).all()

@@ -74,10 +74,12 @@ def test_inputs_and_outputs(export_compact: Exporter, precision: str, provider: 
             "inputs_embeds": dtype,
             "attention_mask": ir.DataType.INT64,
             "rope_length": ir.DataType.INT64,
+            "num_earlier": ir.DataType.INT64,
             **{f"past_key_values.{layer}.{part}": dtype for layer, part in parts},
         },
         {
             "logits": ir.DataType.FLOAT,
+            "earlier_logits": ir.DataType.FLOAT,
             **{f"present.{layer}.{part}": dtype for layer, part in parts},
         },
     )

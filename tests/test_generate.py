@@ -33,12 +33,13 @@ def test_end_token(compact: GoldenSet, model: phi_edge.Model) -> None:
 
         def __init__(self, prompt: Prompt) -> None:
             self.run = real_start(prompt)
+            self.input_ids = prompt.input_ids
             self.num_tokens = prompt.num_tokens
             self.logits = self.run.logits
 
-        def append(self, _: int) -> Logits:
-            logits = np.zeros_like(self.logits)
-            logits[end] = 1
+        def verify(self, _: list[int]) -> Logits:
+            logits = np.zeros_like(self.logits[None])
+            logits[0, end] = 1
             return logits
 
     with pytest.MonkeyPatch.context() as patch:

@@ -81,8 +81,8 @@ def test_no_package(tmp_path: Path) -> None:
 
 
 def test_newer_format(package_copy: Path) -> None:
-    edit_manifest(package_copy, lambda manifest: manifest.update(format_version=2))
-    with pytest.raises(PackageError, match=r"package format 2, and this version .* reads 1"):
+    edit_manifest(package_copy, lambda manifest: manifest.update(format_version=3))
+    with pytest.raises(PackageError, match=r"package format 3, and this version .* reads 2"):
         phi_edge.load_model(package_copy)
 
 

@@ -103,6 +103,7 @@ def _describe(manifest: package.Manifest) -> dict[str, Any]:
             for group, q in manifest.recipe["quantizers"].items()
         },
         "context_length": model.context_length,
+        "cache_dtype": model.cache_dtype,
         "cache_bytes_per_token": model.cache_bytes_per_token,
         "num_crops": model.num_crops,
         "image_tokens": {

@@ -1,0 +1,215 @@
+"""Drafts change how fast tokens come, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import phi_edge
+from phi_edge import Prompt, PromptError
+from phi_edge.constraint import JsonGrammar
+from phi_edge.drafting import DraftingRun, PromptLookup
+from phi_edge.generation import GenerationEvent, generate_events
+from phi_edge.sampling import Sampler
+from phi_edge.text import Detokenizer
+
+from .conftest import GoldenSet
+from .test_engine import EXACT, random_ids
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"answer": {"enum": ["green", "pink"]}, "n": {"type": "integer"}},
+    "required": ["answer", "n"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[phi_edge.Model]:
+    with phi_edge.load_model() as model:
+        yield model
+
+
+def read(lookup: PromptLookup, token_ids: list[int]) -> int:
+    """Go through a text as a completion; how many drafted tokens it took, right or wrong."""
+    num_drafted = at = 0
+    while at < len(token_ids):
+        draft = lookup.draft()
+        right = 0
+        while right < len(draft) and draft[right : right + 1] == token_ids[at + right :][:1]:
+            right += 1
+        if draft:
+            lookup.note(len(draft), right)
+        num_drafted += len(draft)
+        for token_id in token_ids[at : at + right + 1]:
+            lookup.add(token_id)
+        at += right + 1
+    return num_drafted
+
+
+def test_what_is_copied_is_drafted() -> None:
+    text = random_ids(300).tolist()
+    lookup = PromptLookup(text)
+    read(lookup, text[100:110])
+    assert lookup.draft() == text[110 : 110 + len(lookup.draft())]
+    read(lookup, text[110:200])
+    assert lookup.draft() == text[200:216], "the longest draft"
+
+
+def test_what_is_new_is_not_drafted() -> None:
+    """Nor is what pretends to repeat itself, but for a few tokens at first."""
+    assert read(PromptLookup(range(3, 300)), list(range(300, 600))) == 0
+    fillers = np.random.default_rng(0).integers(300, 10**6, 400).tolist()
+    misleading = [token for filler in fillers for token in (5, 6, 7, filler)]
+    assert read(PromptLookup([]), misleading) < 1.1 * len(misleading) / 2
+    assert read(PromptLookup([]), [token for filler in fillers for token in (5, 6, filler)]) < 10
+
+
+def test_images_are_not_drafted() -> None:
+    prompt = [1, 5, 6, 7, 8, 9, 10, 11, 12, -1, -1, -1, 5, 6, 7, 8, 9]
+    lookup = PromptLookup(prompt)
+    assert lookup.draft() == [10, 11]
+    lookup.add(10)
+    assert lookup.draft() == [11, 12]
+    assert PromptLookup([1, 5, 6, -1, -1, 5, 6]).draft() == []
+
+
+@pytest.mark.parametrize(("length", "num_added"), [(20, 6), (4090, 6), (4093, 3), (4096, 1)])
+def test_one_step_gives_what_single_steps_give(
+    model: phi_edge.Model, length: int, num_added: int
+) -> None:
+    """As far as the short RoPE factors hold: beyond, a guess could cost two prefills."""
+    tokens = random_ids(6, seed=1).tolist()
+    prompt = Prompt(random_ids(length))
+    run, plain = model.start(prompt), model.start(prompt)
+    rows = run.verify(tokens)
+    assert run.num_tokens == length + num_added
+    expected = np.stack([plain.append(token) for token in tokens[:num_added]])
+    np.testing.assert_allclose(rows, expected, rtol=0, atol=EXACT)
+    np.testing.assert_array_equal(run.logits, rows[-1])
+    run.rewind(length + 1)
+    np.testing.assert_allclose(run.logits, expected[0], rtol=0, atol=EXACT)
+
+
+def test_guesses_are_checked(model: phi_edge.Model) -> None:
+    run = model.start(Prompt(random_ids(20)))
+    with pytest.raises(PromptError, match="outside the vocabulary"):
+        run.verify([5, -1])
+    assert run.num_tokens == 20
+
+
+def tokens_of(events: Iterator[GenerationEvent]) -> list[Any]:
+    return [
+        (
+            event.token_id,
+            event.text,
+            event.finish_reason,
+            event.logprobs and event.logprobs.top[0][0],
+        )
+        for event in events
+    ]
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 1.2, "seed": 3},
+    {"temperature": 0.8, "seed": 4, "top_p": 0.9, "top_k": 40, "presence_penalty": 0.5},
+    {"frequency_penalty": 1.5, "logit_bias": {7: 2.0}},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("wrong_at", [0, 1, 3, 99])
+def test_the_answer_is_the_same(
+    compact: GoldenSet,
+    model: phi_edge.Model,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    wrong_at: int,
+) -> None:
+    """With drafts that are right up to some token, whatever else shapes the answer."""
+    prompt = Prompt(compact.arrays["text__ids"])
+
+    def answer(draft_tokens: int) -> list[Any]:
+        return tokens_of(
+            model.generate(
+                prompt, max_tokens=40, num_logprobs=1, draft_tokens=draft_tokens, **options
+            )
+        )
+
+    expected = answer(0)
+    tokens = [token_id for token_id, *_ in expected]
+    steps = foresee(monkeypatch, prompt.num_tokens, tokens, wrong_at)
+    assert answer(16) == expected
+    assert len(steps) == {0: 39, 1: 20, 3: 10, 99: 7}[wrong_at]
+
+
+def foresee(
+    monkeypatch: pytest.MonkeyPatch, num_prompt: int, tokens: list[int], wrong_at: int
+) -> list[int]:
+    """Make drafts of the next five tokens, with one wrong; gives the list of steps."""
+    steps: list[int] = []
+
+    def draft(lookup: PromptLookup) -> list[int]:
+        at = len(lookup._ids) - num_prompt
+        steps.append(at)
+        guessed = tokens[at : at + 5]
+        if wrong_at < len(guessed):
+            guessed[wrong_at] ^= 1
+        return guessed
+
+    monkeypatch.setattr(PromptLookup, "draft", draft)
+    return steps
+
+
+@pytest.mark.parametrize("wrong_at", [0, 2, 99])
+def test_constrained_answers_are_the_same(
+    tiny: phi_edge.Model, monkeypatch: pytest.MonkeyPatch, wrong_at: int
+) -> None:
+    info = tiny.manifest.model
+    grammar = JsonGrammar(tiny.tokenizer, info.vocab_size, info.eos_token_ids)
+    prompt = tiny.encode_prompt("<|user|>\nAnswer as JSON.<|end|>\n<|assistant|>\n")
+
+    def answer(draft_tokens: int) -> list[Any]:
+        sampler = Sampler(1.0, seed=5, constraint=grammar.constrain(SCHEMA))
+        detokenizer = Detokenizer(tiny.tokenizer)
+        limits = tiny.limits(60, prompt)
+        run = tiny.start(prompt)
+        return tokens_of(
+            generate_events(run, sampler, detokenizer, limits, 1, draft_tokens=draft_tokens)
+        )
+
+    expected = answer(0)
+    steps = foresee(monkeypatch, prompt.num_tokens, [token for token, *_ in expected], wrong_at)
+    assert answer(16) == expected
+    assert len(steps) <= len(expected)
+
+
+def test_stop_string_inside_of_a_draft(
+    compact: GoldenSet, model: phi_edge.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run keeps nothing of the draft beyond."""
+    prompt = Prompt(compact.arrays["text__ids"])
+    events = list(model.generate(prompt, max_tokens=20, draft_tokens=0))
+    text = "".join(event.text for event in events)
+    stop = text[8:10]
+    plain = list(model.generate(prompt, max_tokens=20, draft_tokens=0, stop=stop))
+    foresee(monkeypatch, prompt.num_tokens, [event.token_id for event in events], 99)
+    run = model.start(prompt)
+    detokenizer = Detokenizer(model.tokenizer, (stop,))
+    drafted = list(generate_events(run, Sampler(), detokenizer, model.limits(20, prompt)))
+    assert drafted == plain
+    assert run.num_tokens == prompt.num_tokens + len(plain) - 1
+
+
+def test_repeats_take_fewer_steps(tiny: phi_edge.Model) -> None:
+    """A model that says the same again, here forced to, does so several tokens at a time."""
+    phrase = random_ids(30, seed=2).tolist()
+    run = DraftingRun(tiny.start(Prompt(np.array([1, *phrase, 9, 9]))), 200, 16)
+    for token_id in phrase * 3:
+        run.append(token_id)
+    assert run.num_steps < 30
+    assert run.num_tokens == 33 + 90
