@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from .blockwise import BlockQuantizer, QuantizedBlocks, dequantize
 from .calibrated import CalibratedBlocks, CalibratedQuantizer
-from .recipe import Activations, Method, Recipe, make_recipe
+from .recipe import Activations, CacheDtype, Method, Recipe, make_recipe
 
 __all__ = [
     "Activations",
     "BlockQuantizer",
+    "CacheDtype",
     "CalibratedBlocks",
     "CalibratedQuantizer",
     "Method",

@@ -9,21 +9,38 @@ samples of the training split, and asks each package held-out questions.
 from __future__ import annotations
 
 import argparse
-import itertools
+import dataclasses
 from pathlib import Path
 
 import phi_edge
 from export import Checkpoint, encode_samples, export_package
 from phi_edge.samples import read_samples
-from quantize import Activations, Method, make_recipe
+from quantize import Activations, CacheDtype, Method, make_recipe
 
 from .evaluate import compare, evaluate, select_questions
 from .samples import write_samples
 
-METHODS: tuple[Method, ...] = ("nearest", "search", "gptq")
-BLOCK_SIZES = (32, 64, 128)
-ACTIVATIONS: tuple[Activations, ...] = ("auto", "float")
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What differs from recipe to recipe."""
+
+    method: Method
+    block_size: int
+    activations: Activations = "auto"
+    cache_dtype: CacheDtype = "float"
+
+
+ROWS = (
+    *(Row(method, size) for size in (32, 64, 128) for method in ("nearest", "search", "gptq")),
+    Row("gptq", 128, "float"),
+    Row("gptq", 128, "auto", "int8"),
+)
 _NUM_SAMPLES = 100
+_COLUMNS = (
+    "method", "block size", "activations", "cache", "decoder", "KL divergence", "same next token",
+    "right",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -37,32 +54,26 @@ def main() -> None:
     samples = encode_samples(checkpoint, read_samples(args.workdir / "samples"))
     questions = select_questions(args.per_task)
     export_package(checkpoint, args.workdir / "fp32", make_recipe("fp32", "cpu"), overwrite=True)
-    print(
-        "| method | block size | activations | decoder | KL divergence | same next token | right |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print_row(*_COLUMNS)
+    print_row(*["---"] * len(_COLUMNS))
     with phi_edge.load_model(args.workdir / "fp32") as reference:
         right = evaluate(reference, questions)["all"].accuracy
-        print(f"| float32 | | | | | | {right:.1%} |")
-        for activations, block_size, method in itertools.product(ACTIVATIONS, BLOCK_SIZES, METHODS):
-            recipe = make_recipe(
-                "int4",
-                "cpu",
-                method=method,
-                block_size=block_size,
-                activations=activations,
-            )
-            target = args.workdir / f"{method}-{block_size}-{activations}"
+        print_row("float32", "", "", "", "", "", "", f"{right:.1%}")
+        for row in ROWS:
+            recipe = make_recipe("int4", "cpu", **dataclasses.asdict(row))
+            target = args.workdir / "-".join(map(str, dataclasses.astuple(row)))
             manifest = export_package(checkpoint, target, recipe, samples=samples, overwrite=True)
             with phi_edge.load_model(target) as model:
                 agreement = compare(model, reference, questions)
                 right = evaluate(model, questions)["all"].accuracy
             size = manifest.files["decoder.onnx.data"].size / 1e6
-            print(
-                f"| {method} | {block_size} | {activations} | {size:.2f} MB | {agreement.kl:.4f} | "
-                f"{agreement.equal:.2%} | {right:.1%} |",
-                flush=True,
-            )
+            found = (f"{agreement.kl:.4f}", f"{agreement.equal:.2%}", f"{right:.1%}")
+            print_row(*dataclasses.astuple(row), f"{size:.2f} MB", *found)
+
+
+def print_row(*cells: object) -> None:
+    """A row of a Markdown table."""
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 if __name__ == "__main__":
