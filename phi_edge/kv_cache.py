@@ -1,10 +1,10 @@
-"""The keys and values of one sequence."""
+"""The keys and values of a sequence, or of several that are equally long."""
 
 from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,17 +17,21 @@ _MIN_CAPACITY = 256
 
 
 class KeyValueCache:
-    """Buffers [1, kv_heads, capacity, head_size], keys and values of each layer.
+    """Buffers [num_rows, kv_heads, capacity, head_size], keys and values of each layer.
 
     Every buffer is the decoder's input and output at once: a step writes its tokens in place
     and nothing is copied. When the context outgrows the buffers they double.
 
     Attributes:
-        capacity: Tokens that the buffers hold.
+        capacity: Tokens of each sequence that the buffers hold.
+        num_rows: Sequences.
     """
 
-    def __init__(self, model: ModelInfo, device: str, device_id: int = 0) -> None:
+    def __init__(
+        self, model: ModelInfo, device: str, device_id: int = 0, num_rows: int = 1
+    ) -> None:
         self.capacity = 0
+        self.num_rows = num_rows
         self._num_touched = 0
         self._model = model
         self._device = device
@@ -49,7 +53,7 @@ class KeyValueCache:
 
         ort = import_onnxruntime()
         model = self._model
-        shape = (1, model.num_key_value_heads, self.capacity, model.head_size)
+        shape = (self.num_rows, model.num_key_value_heads, self.capacity, model.head_size)
         for layer in range(model.num_hidden_layers):
             for part in ("key", "value"):
                 array = _untouched_zeros(shape, model.cache_dtype)
@@ -61,19 +65,34 @@ class KeyValueCache:
         return True
 
     def rows(self, num_tokens: int) -> Iterator[npt.NDArray[Any]]:
-        """Keys and values of the first tokens, each [kv_heads, num_tokens, head_size]."""
+        """Keys and values of the first row's first tokens, [kv_heads, num_tokens, head_size]."""
         for buffer in self._buffers.values():
             yield buffer.numpy()[0, :, :num_tokens]
 
     def load_rows(self, rows: Iterable[npt.NDArray[Any]], num_tokens: int) -> None:
-        """Fill an empty cache with what `rows` gave; the buffers have to be bound then."""
+        """Fill an empty cache, each row with what `rows` gave; the buffers have to be bound then."""
         self.reserve(num_tokens, num_kept=0)
         ort = import_onnxruntime()
         for (place, buffer), part in zip(list(self._buffers.items()), rows, strict=True):
             array = _untouched_zeros(tuple(buffer.shape()), part.dtype.name)
-            array[0, :, :num_tokens] = part
-            self._buffers[place] = ort.OrtValue.ortvalue_from_numpy(array, self._device)
+            array[:, :, :num_tokens] = part
+            self._buffers[place] = ort.OrtValue.ortvalue_from_numpy(
+                array, self._device, self._device_id
+            )
         self.note_use(num_tokens)
+
+    def keep(self, rows: Sequence[int], num_tokens: int) -> None:
+        """Drop all rows but these, in ascending order; the buffers have to be bound then."""
+        ort = import_onnxruntime()
+        for place, buffer in self._buffers.items():
+            array = buffer.numpy()
+            for new, old in enumerate(rows):
+                if new != old:
+                    array[new, :, :num_tokens] = array[old, :, :num_tokens]
+            self._buffers[place] = ort.OrtValue.ortvalue_from_numpy(
+                array[: len(rows)], self._device, self._device_id
+            )
+        self.num_rows = len(rows)
 
     def note_use(self, num_tokens: int) -> None:
         """Tell that the first `num_tokens` have been written."""
@@ -82,7 +101,7 @@ class KeyValueCache:
     @property
     def num_bytes(self) -> int:
         """Memory that the buffers take; pages that were never written to take none."""
-        return self._num_touched * self._model.cache_bytes_per_token
+        return self.num_rows * self._num_touched * self._model.cache_bytes_per_token
 
     def bind(self, binding: Any) -> None:
         """Bind every buffer as the decoder's past and present."""
