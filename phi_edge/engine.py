@@ -44,7 +44,7 @@ class Batch(Protocol):
         """
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all sequences but these, which are numbered anew; in ascending order."""
+        """Drop all sequences but these, which are numbered anew in this order."""
 
 
 class Run(Protocol):

@@ -50,7 +50,16 @@ class KeyValueCache:
         while capacity < num_tokens:
             capacity *= 2
         self.capacity = min(capacity, self._model.context_length)
+        self._allocate(num_kept, range(self.num_rows))
+        return True
 
+    def keep(self, rows: Sequence[int], num_tokens: int) -> None:
+        """Drop all rows but these, of which `num_tokens` are kept, into buffers to be bound."""
+        self.num_rows = len(rows)
+        self._allocate(num_tokens, rows)
+
+    def _allocate(self, num_kept: int, rows: Sequence[int]) -> None:
+        """Make new buffers, with the first tokens of some rows of the old ones."""
         ort = import_onnxruntime()
         model = self._model
         shape = (self.num_rows, model.num_key_value_heads, self.capacity, model.head_size)
@@ -58,11 +67,12 @@ class KeyValueCache:
             for part in ("key", "value"):
                 array = _untouched_zeros(shape, model.cache_dtype)
                 if num_kept:
-                    array[:, :, :num_kept] = self._buffers[layer, part].numpy()[:, :, :num_kept]
+                    old = self._buffers[layer, part].numpy()
+                    for new_row, row in enumerate(rows):
+                        array[new_row, :, :num_kept] = old[row, :, :num_kept]
                 self._buffers[layer, part] = ort.OrtValue.ortvalue_from_numpy(
                     array, self._device, self._device_id
                 )
-        return True
 
     def rows(self, num_tokens: int) -> Iterator[npt.NDArray[Any]]:
         """Keys and values of the first row's first tokens, [kv_heads, num_tokens, head_size]."""
@@ -80,19 +90,6 @@ class KeyValueCache:
                 array, self._device, self._device_id
             )
         self.note_use(num_tokens)
-
-    def keep(self, rows: Sequence[int], num_tokens: int) -> None:
-        """Drop all rows but these, in ascending order; the buffers have to be bound then."""
-        ort = import_onnxruntime()
-        for place, buffer in self._buffers.items():
-            array = buffer.numpy()
-            for new, old in enumerate(rows):
-                if new != old:
-                    array[new, :, :num_tokens] = array[old, :, :num_tokens]
-            self._buffers[place] = ort.OrtValue.ortvalue_from_numpy(
-                array[: len(rows)], self._device, self._device_id
-            )
-        self.num_rows = len(rows)
 
     def note_use(self, num_tokens: int) -> None:
         """Tell that the first `num_tokens` have been written."""
