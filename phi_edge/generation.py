@@ -1,4 +1,4 @@
-"""The decode loop: logits -> tokens -> text, until something ends the completion."""
+"""The decode loops: logits -> tokens -> text, until something ends the completion."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ class Limits:
     max_tokens: int | None = None
 
 
-class Completion:
-    """One completion as it grows: logits in, tokens and text out.
+class Generation:
+    """One completion, being generated: logits in, tokens and text out.
 
     Attributes:
         token_ids: Its tokens so far.
@@ -140,13 +140,13 @@ def generate_events(
     Raises:
         GenerationCancelled: `cancel` was set.
     """
-    completion = Completion(run.num_tokens, sampler, detokenizer, limits, num_logprobs)
+    completion = Generation(run.num_tokens, sampler, detokenizer, limits, num_logprobs)
     yield from _decode(run, completion, cancel, draft_tokens)
 
 
 def generate_choices(
     run: Run,
-    completions: Sequence[Completion],
+    completions: Sequence[Generation],
     num_rows: int,
     cancel: threading.Event | None = None,
 ) -> Iterator[tuple[int, GenerationEvent]]:
@@ -184,7 +184,7 @@ def generate_choices(
 
 def _decode(
     run: Run,
-    completion: Completion,
+    completion: Generation,
     cancel: threading.Event | None,
     draft_tokens: int = DRAFT_TOKENS,
 ) -> Iterator[GenerationEvent]:
@@ -205,7 +205,7 @@ def _decode(
 
 def _decode_batch(
     run: Run,
-    completions: Sequence[Completion],
+    completions: Sequence[Generation],
     group: Sequence[int],
     cancel: threading.Event | None,
 ) -> Iterator[tuple[int, GenerationEvent]]:
