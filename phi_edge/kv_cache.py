@@ -80,7 +80,7 @@ class KeyValueCache:
             yield buffer.numpy()[0, :, :num_tokens]
 
     def load_rows(self, rows: Iterable[npt.NDArray[Any]], num_tokens: int) -> None:
-        """Fill an empty cache, each row with what `rows` gave; the buffers have to be bound then."""
+        """Fill an empty cache, each row with what `rows` gave, in buffers that are to be bound."""
         self.reserve(num_tokens, num_kept=0)
         ort = import_onnxruntime()
         for (place, buffer), part in zip(list(self._buffers.items()), rows, strict=True):
