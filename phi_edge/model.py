@@ -221,7 +221,13 @@ class Model:
             check_needs(needs, self._max_ram_bytes)
 
     def count_rows(self, prompt: Prompt, max_tokens: int | None, num_choices: int) -> int:
-        """How many completions of a prompt can be decoded at once, as memory allows."""
+        """How many completions of a prompt are decoded at once, as memory allows.
+
+        Args:
+            prompt: From `encode_prompt`.
+            max_tokens: Most tokens of a completion; as many as the context holds when None.
+            num_choices: Completions that are wanted.
+        """
         num_rows = min(num_choices, _MAX_ROWS)
         while num_rows > 1 and not self._has_room(prompt, max_tokens, num_rows):
             num_rows -= 1

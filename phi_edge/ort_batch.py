@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class OrtBatch:
     """Sequences that began as one `OrtRun`; a `phi_edge.engine.Batch`.
 
-    They are equally long, so nothing is padded, and they end where the RoPE factors change: there
-    a run is prefilled again, and a batch would have to be in rows of prompts.
+    They are equally long, so nothing is padded. They cannot go on where the RoPE factors change:
+    whole sequences are prefilled again there, which is left to `OrtRun`.
     """
 
     def __init__(self, engine: OrtEngine, cache: KeyValueCache, num_tokens: int) -> None:
