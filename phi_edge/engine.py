@@ -19,6 +19,34 @@ Features = npt.NDArray[np.float32]
 Rows = npt.NDArray[Any]
 
 
+class Batch(Protocol):
+    """Sequences that begin alike, are equally long, and grow together.
+
+    What a step costs is mostly reading the weights, which it does once for all rows.
+    """
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of each sequence."""
+
+    @property
+    def max_tokens(self) -> int:
+        """How long the sequences can become here; `Run` goes further."""
+
+    def append(self, token_ids: Sequence[int]) -> Logits:
+        """Add one token to each sequence.
+
+        Returns:
+            float32 [num_rows, vocab_size].
+
+        Raises:
+            ContextLengthError: The sequences have `max_tokens`.
+        """
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all sequences but these, which are numbered anew in this order."""
+
+
 class Run(Protocol):
     """One sequence, with the keys and values of its tokens cached."""
 
@@ -71,6 +99,9 @@ class Run(Protocol):
 
     def rewind(self, num_tokens: int) -> None:
         """Drop all tokens but the first `num_tokens`, at least one."""
+
+    def fork(self, num_rows: int) -> Batch | None:
+        """So many copies of the sequence; None if the engine runs one sequence at a time."""
 
     def rows(self, num_tokens: int) -> Iterator[Rows]:
         """Cached keys and values of the first tokens, in an order of the engine's own.

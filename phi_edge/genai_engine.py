@@ -205,6 +205,9 @@ class GenaiRun:
             self._image_features = self._image_features[:num_slots]
             self._drop()
 
+    def fork(self, num_rows: int) -> None:
+        """See `Run.fork`; a generator's cache cannot be copied."""
+
     def rows(self, num_tokens: int) -> Iterator[Rows]:
         """Not to be had."""
         raise EngineError(_NO_ROWS)

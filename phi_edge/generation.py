@@ -1,11 +1,10 @@
-"""The decode loop: logits -> tokens -> text, until something ends the completion."""
+"""The decode loops: logits -> tokens -> text, until something ends the completion."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -66,6 +65,58 @@ class Limits:
     max_tokens: int | None = None
 
 
+class Generation:
+    """One completion, being generated: logits in, tokens and text out.
+
+    Attributes:
+        token_ids: Its tokens so far.
+        is_finished: Nothing follows. Set it to have no more tokens.
+    """
+
+    def __init__(
+        self,
+        num_prompt_tokens: int,
+        sampler: Sampler,
+        detokenizer: Detokenizer,
+        limits: Limits,
+        num_logprobs: int | None = None,
+    ) -> None:
+        """Start a completion; see `generate_events`."""
+        self.token_ids: list[int] = []
+        self.is_finished = False
+        self._sampler = sampler
+        self._detokenizer = detokenizer
+        self._eos_token_ids = limits.eos_token_ids
+        # The last token is chosen, and never appended.
+        most = limits.context_length - num_prompt_tokens + 1
+        self._max_tokens = most if limits.max_tokens is None else min(limits.max_tokens, most)
+        self._num_logprobs = num_logprobs
+
+    @property
+    def num_left(self) -> int:
+        """Most tokens that may follow."""
+        return self._max_tokens - len(self.token_ids)
+
+    def add(self, logits: Logits) -> GenerationEvent:
+        """Choose the next token from its logits, float32 [vocab_size]."""
+        token_id = self._sampler(logits)
+        self.token_ids.append(token_id)
+        logprobs = None
+        if self._num_logprobs is not None:
+            logprobs = _logprobs(logits, token_id, self._num_logprobs)
+        reason: FinishReason | None = None
+        if token_id in self._eos_token_ids:
+            text, reason = self._detokenizer.finish(), "stop"
+        else:
+            text = self._detokenizer.add(token_id)
+            if self.num_left <= 0:
+                text, reason = text + self._detokenizer.finish(), "length"
+            if self._detokenizer.stopped:
+                reason = "stop"
+        self.is_finished = reason is not None
+        return GenerationEvent(token_id, text, reason, logprobs)
+
+
 def generate_events(
     run: Run,
     sampler: Sampler,
@@ -89,41 +140,99 @@ def generate_events(
     Raises:
         GenerationCancelled: `cancel` was set.
     """
-    ahead = DraftingRun(run, limits.max_tokens or limits.context_length, draft_tokens)
+    completion = Generation(run.num_tokens, sampler, detokenizer, limits, num_logprobs)
+    yield from _decode(run, completion, cancel, draft_tokens)
+
+
+def generate_choices(
+    run: Run,
+    completions: Sequence[Generation],
+    num_rows: int,
+    cancel: threading.Event | None = None,
+) -> Iterator[tuple[int, GenerationEvent]]:
+    """Decode several completions of one prompt, together as far as the engine can.
+
+    Where a batch ends, which is where the RoPE factors change, each completion goes on alone.
+
+    Args:
+        run: The prefilled prompt.
+        completions: They have no tokens yet.
+        num_rows: Most completions to decode at once.
+        cancel: Setting it, from another thread, stops between two tokens.
+
+    Returns:
+        Each event with the index of its completion; those of different ones come mixed.
+
+    Raises:
+        GenerationCancelled: `cancel` was set.
+    """
+    num_prompt_tokens = run.num_tokens
+    for start in range(0, len(completions), num_rows):
+        group = range(start, min(start + num_rows, len(completions)))
+        run.rewind(num_prompt_tokens)
+        if len(group) > 1:
+            yield from _decode_batch(run, completions, group, cancel)
+        for index in group:
+            completion = completions[index]
+            if completion.is_finished:
+                continue
+            run.rewind(num_prompt_tokens)
+            _replay(run, completion.token_ids, cancel)
+            for event in _decode(run, completion, cancel):
+                yield index, event
+
+
+def _decode(
+    run: Run,
+    completion: Generation,
+    cancel: threading.Event | None,
+    draft_tokens: int = DRAFT_TOKENS,
+) -> Iterator[GenerationEvent]:
+    """Go on with one completion, whose tokens the run has."""
+    ahead = DraftingRun(run, completion.num_left, draft_tokens)
+    logits = ahead.logits
     try:
-        yield from _events(ahead, sampler, detokenizer, limits, num_logprobs, cancel)
+        while True:
+            event = completion.add(logits)
+            yield event
+            if completion.is_finished:
+                return
+            check_cancelled(cancel)
+            logits = ahead.append(event.token_id)
     finally:
         ahead.close()
 
 
-def _events(
-    run: DraftingRun,
-    sampler: Sampler,
-    detokenizer: Detokenizer,
-    limits: Limits,
-    num_logprobs: int | None,
+def _decode_batch(
+    run: Run,
+    completions: Sequence[Generation],
+    group: Sequence[int],
     cancel: threading.Event | None,
-) -> Iterator[GenerationEvent]:
-    logits = run.logits
-    for num_completion_tokens in itertools.count(1):
-        token_id = sampler(logits)
-        logprobs = None if num_logprobs is None else _logprobs(logits, token_id, num_logprobs)
-        if token_id in limits.eos_token_ids:
-            yield GenerationEvent(token_id, detokenizer.finish(), "stop", logprobs)
+) -> Iterator[tuple[int, GenerationEvent]]:
+    """Begin a group of completions, and go on until all are finished or the batch ends."""
+    batch = run.fork(len(group))
+    if batch is None:
+        return
+    logits = np.broadcast_to(run.logits, (len(group), run.logits.size))
+    while True:
+        for index, row in zip(group, logits, strict=True):
+            yield index, completions[index].add(row)
+        rows = [row for row, index in enumerate(group) if not completions[index].is_finished]
+        if not rows or batch.num_tokens == batch.max_tokens:
             return
-        text = detokenizer.add(token_id)
-        is_last = (
-            num_completion_tokens == limits.max_tokens or run.num_tokens == limits.context_length
-        )
-        if is_last:
-            text += detokenizer.finish()
-        if detokenizer.stopped or is_last:
-            reason: FinishReason = "stop" if detokenizer.stopped else "length"
-            yield GenerationEvent(token_id, text, reason, logprobs)
-            return
-        yield GenerationEvent(token_id, text, None, logprobs)
         check_cancelled(cancel)
-        logits = run.append(token_id)
+        if len(rows) < len(group):
+            batch.keep(rows)
+            group = [group[row] for row in rows]
+        logits = batch.append([completions[index].token_ids[-1] for index in group])
+
+
+def _replay(run: Run, token_ids: Sequence[int], cancel: threading.Event | None) -> None:
+    """Add tokens that are known, as many at a time as the run takes."""
+    num_added = 0
+    while num_added < len(token_ids):
+        check_cancelled(cancel)
+        num_added += len(run.verify(token_ids[num_added:]))
 
 
 def _logprobs(logits: Logits, token_id: int, num_top: int) -> TokenLogprobs:

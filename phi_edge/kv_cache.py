@@ -1,10 +1,10 @@
-"""The keys and values of one sequence."""
+"""The keys and values of a sequence, or of several that are equally long."""
 
 from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,17 +17,21 @@ _MIN_CAPACITY = 256
 
 
 class KeyValueCache:
-    """Buffers [1, kv_heads, capacity, head_size], keys and values of each layer.
+    """Buffers [num_rows, kv_heads, capacity, head_size], keys and values of each layer.
 
     Every buffer is the decoder's input and output at once: a step writes its tokens in place
     and nothing is copied. When the context outgrows the buffers they double.
 
     Attributes:
-        capacity: Tokens that the buffers hold.
+        capacity: Tokens of each sequence that the buffers hold.
+        num_rows: Sequences.
     """
 
-    def __init__(self, model: ModelInfo, device: str, device_id: int = 0) -> None:
+    def __init__(
+        self, model: ModelInfo, device: str, device_id: int = 0, num_rows: int = 1
+    ) -> None:
         self.capacity = 0
+        self.num_rows = num_rows
         self._num_touched = 0
         self._model = model
         self._device = device
@@ -46,33 +50,45 @@ class KeyValueCache:
         while capacity < num_tokens:
             capacity *= 2
         self.capacity = min(capacity, self._model.context_length)
+        self._allocate(num_kept, range(self.num_rows))
+        return True
 
+    def keep(self, rows: Sequence[int], num_tokens: int) -> None:
+        """Drop all rows but these, of which `num_tokens` are kept, into buffers to be bound."""
+        self.num_rows = len(rows)
+        self._allocate(num_tokens, rows)
+
+    def _allocate(self, num_kept: int, rows: Sequence[int]) -> None:
+        """Make new buffers, with the first tokens of some rows of the old ones."""
         ort = import_onnxruntime()
         model = self._model
-        shape = (1, model.num_key_value_heads, self.capacity, model.head_size)
+        shape = (self.num_rows, model.num_key_value_heads, self.capacity, model.head_size)
         for layer in range(model.num_hidden_layers):
             for part in ("key", "value"):
                 array = _untouched_zeros(shape, model.cache_dtype)
                 if num_kept:
-                    array[:, :, :num_kept] = self._buffers[layer, part].numpy()[:, :, :num_kept]
+                    old = self._buffers[layer, part].numpy()
+                    for new_row, row in enumerate(rows):
+                        array[new_row, :, :num_kept] = old[row, :, :num_kept]
                 self._buffers[layer, part] = ort.OrtValue.ortvalue_from_numpy(
                     array, self._device, self._device_id
                 )
-        return True
 
     def rows(self, num_tokens: int) -> Iterator[npt.NDArray[Any]]:
-        """Keys and values of the first tokens, each [kv_heads, num_tokens, head_size]."""
+        """Keys and values of the first row's first tokens, [kv_heads, num_tokens, head_size]."""
         for buffer in self._buffers.values():
             yield buffer.numpy()[0, :, :num_tokens]
 
     def load_rows(self, rows: Iterable[npt.NDArray[Any]], num_tokens: int) -> None:
-        """Fill an empty cache with what `rows` gave; the buffers have to be bound then."""
+        """Fill an empty cache, each row with what `rows` gave, in buffers that are to be bound."""
         self.reserve(num_tokens, num_kept=0)
         ort = import_onnxruntime()
         for (place, buffer), part in zip(list(self._buffers.items()), rows, strict=True):
             array = _untouched_zeros(tuple(buffer.shape()), part.dtype.name)
-            array[0, :, :num_tokens] = part
-            self._buffers[place] = ort.OrtValue.ortvalue_from_numpy(array, self._device)
+            array[:, :, :num_tokens] = part
+            self._buffers[place] = ort.OrtValue.ortvalue_from_numpy(
+                array, self._device, self._device_id
+            )
         self.note_use(num_tokens)
 
     def note_use(self, num_tokens: int) -> None:
@@ -82,7 +98,7 @@ class KeyValueCache:
     @property
     def num_bytes(self) -> int:
         """Memory that the buffers take; pages that were never written to take none."""
-        return self._num_touched * self._model.cache_bytes_per_token
+        return self.num_rows * self._num_touched * self._model.cache_bytes_per_token
 
     def bind(self, binding: Any) -> None:
         """Bind every buffer as the decoder's past and present."""

@@ -45,6 +45,9 @@ ENGINES = ("onnxruntime", "genai")
 _FEATURE_CACHE_BYTES = 256 * 2**20
 # In float32, a conversation takes 0.8 MB a token.
 PREFIX_CACHE_BYTES = 2 * 2**30
+# The choices of one prompt that are decoded at once, and what their caches may take.
+_MAX_ROWS = 8
+_BATCH_BYTES = 4 * 2**30
 
 
 class Model:
@@ -217,14 +220,43 @@ class Model:
             needs = predict_needs(self.manifest, num_tokens, prompt.image_sizes)
             check_needs(needs, self._max_ram_bytes)
 
-    def _free_memory(self, prompt: Prompt, max_tokens: int | None) -> None:
+    def count_rows(self, prompt: Prompt, max_tokens: int | None, num_choices: int) -> int:
+        """How many completions of a prompt are decoded at once, as memory allows.
+
+        Args:
+            prompt: From `encode_prompt`.
+            max_tokens: Most tokens of a completion; as many as the context holds when None.
+            num_choices: Completions that are wanted.
+        """
+        num_rows = min(num_choices, _MAX_ROWS)
+        while num_rows > 1 and not self._has_room(prompt, max_tokens, num_rows):
+            num_rows -= 1
+        return num_rows
+
+    def _has_room(self, prompt: Prompt, max_tokens: int | None, num_rows: int) -> bool:
+        num_tokens = self._most_cached(prompt, max_tokens, num_rows)
+        if num_tokens * self.manifest.model.cache_bytes_per_token > _BATCH_BYTES:
+            return False
+        needs = predict_needs(self.manifest, num_tokens, prompt.image_sizes)
+        return self._max_ram_bytes is None or needs.peak_bytes <= self._max_ram_bytes
+
+    def _most_cached(self, prompt: Prompt, max_tokens: int | None, num_rows: int) -> int:
+        """Most tokens that are cached at a time, of the completions of a prompt together."""
+        longest = self.limits(max_tokens, prompt).context_length
+        if max_tokens is not None:
+            longest = min(longest, prompt.num_tokens + max_tokens)
+        if num_rows == 1:
+            return longest
+        # A batch of short sequences ends where they become long.
+        end = self.manifest.model.original_context_length
+        row = min(longest, end) if prompt.num_tokens <= end else longest
+        return max(longest, prompt.num_tokens + num_rows * row)
+
+    def _free_memory(self, prompt: Prompt, max_tokens: int | None, num_rows: int) -> None:
         """Forget what is kept as far as a request needs its memory."""
         if self._max_ram_bytes is None:
             return
-        limits = self.limits(max_tokens, prompt)
-        num_tokens = limits.context_length
-        if max_tokens is not None:
-            num_tokens = min(num_tokens, prompt.num_tokens + max_tokens)
+        num_tokens = self._most_cached(prompt, max_tokens, num_rows)
         needs = predict_needs(self.manifest, num_tokens, prompt.image_sizes)
         room = max(0, self._max_ram_bytes - needs.peak_bytes)
         self._prefixes.shrink(room - self._features.shrink(room))
@@ -234,6 +266,7 @@ class Model:
         prompt: Prompt,
         cancel: threading.Event | None = None,
         max_tokens: int | None = None,
+        num_rows: int = 1,
     ) -> Run:
         """Prefill a prompt, or what an earlier run that was kept does not have of it.
 
@@ -241,6 +274,7 @@ class Model:
             prompt: From `encode_prompt`.
             cancel: Setting it, from another thread, stops the prefill.
             max_tokens: Tokens that the run may grow by; see `check_memory`.
+            num_rows: Sequences that it may be forked into; see `count_rows`.
 
         Raises:
             MemoryLimitError: See `check_memory`.
@@ -251,7 +285,7 @@ class Model:
         engine = self._open_engine()
         self.check_memory(prompt, max_tokens)
         run = self._prefixes.take(prompt)
-        self._free_memory(prompt, max_tokens)
+        self._free_memory(prompt, max_tokens, num_rows)
         try:
             rows = self._encode_images(prompt, cancel)
         except BaseException:

@@ -17,6 +17,7 @@ from phi_edge.engine import Features, Logits, Rows, check_cancelled, check_token
 from phi_edge.errors import ContextLengthError, PromptError
 from phi_edge.image import ImageCrops
 from phi_edge.kv_cache import KeyValueCache
+from phi_edge.ort_batch import OrtBatch
 from phi_edge.package import DECODER, EMBEDDING, GRAPH_FILES, VISION, ModelInfo
 from phi_edge.session import (
     encode_image,
@@ -95,6 +96,40 @@ class OrtEngine:
         run = OrtRun(self)
         run.load_rows(input_ids, image_features, rows, is_long=is_long)
         return run
+
+    def step(
+        self,
+        binding: Any,
+        input_ids: npt.NDArray[np.int64],
+        image_features: npt.NDArray[np.floating[Any]],
+        num_tokens: int,
+        rope_length: int,
+    ) -> None:
+        """Run the decoder on new tokens; the logits and the cache are where `binding` says.
+
+        Args:
+            binding: Of the decoder, with the cache and the logits bound.
+            input_ids: int64 [batch, num_new]; negative ids are image slots.
+            image_features: [num_slots, hidden_size].
+            num_tokens: Tokens of each sequence, these included.
+            rope_length: Length that tells which RoPE factors apply.
+        """
+        value = import_onnxruntime().OrtValue.ortvalue_from_numpy
+        # A binding does not keep what it points to alive; these names do until the run is over.
+        mask = np.ones((len(input_ids), num_tokens), np.int64)
+        length = np.array([rope_length], np.int64)
+        with engine_errors("running the decoder"):
+            (embeds,) = self.embedding.run_with_ort_values(
+                [package.INPUTS_EMBEDS],
+                {
+                    package.INPUT_IDS: value(input_ids),
+                    package.IMAGE_FEATURES: value(image_features),
+                },
+            )
+            binding.bind_ortvalue_input(package.INPUTS_EMBEDS, embeds)
+            binding.bind_ortvalue_input(package.ATTENTION_MASK, value(mask))
+            binding.bind_ortvalue_input(package.ROPE_LENGTH, value(length))
+            self.decoder.run_with_iobinding(binding)
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -201,6 +236,15 @@ class OrtRun:
         del self._ids[num_tokens:]
         self._num_cached = min(self._num_cached, num_tokens)
 
+    def fork(self, num_rows: int) -> OrtBatch:
+        """See `Run.fork`."""
+        if self._num_cached < len(self._ids):
+            self.prefill()
+        engine, num_tokens = self._engine, len(self._ids)
+        cache = KeyValueCache(self._model, engine.device, engine.device_id, num_rows)
+        cache.load_rows(self._cache.rows(num_tokens), num_tokens)
+        return OrtBatch(engine, cache, num_tokens)
+
     def rows(self, num_tokens: int) -> Iterator[Rows]:
         """See `Run.rows`."""
         if num_tokens > self._num_cached:
@@ -286,21 +330,6 @@ class OrtRun:
         ids = np.array([self._ids[start:stop]], np.int64)
         num_slots = int((ids < 0).sum())
         total = start + ids.size
-        # A binding does not keep what it points to alive; these names do until the run is over.
-        mask = np.ones((1, total), np.int64)
-        rope_length = np.array([len(self._ids)], np.int64)
-        with engine_errors("running the decoder"):
-            (embeds,) = self._engine.embedding.run_with_ort_values(
-                [package.INPUTS_EMBEDS],
-                {
-                    package.INPUT_IDS: self._value(ids),
-                    package.IMAGE_FEATURES: self._value(features[:num_slots]),
-                },
-            )
-            binding = self._binding
-            binding.bind_ortvalue_input(package.INPUTS_EMBEDS, embeds)
-            binding.bind_ortvalue_input(package.ATTENTION_MASK, self._value(mask))
-            binding.bind_ortvalue_input(package.ROPE_LENGTH, self._value(rope_length))
-            self._engine.decoder.run_with_iobinding(binding)
+        self._engine.step(self._binding, ids, features[:num_slots], total, len(self._ids))
         self._num_cached = total
         return features[num_slots:]

@@ -14,7 +14,7 @@ import phi_edge
 from phi_edge import ChatCompletionsClient, HttpResponseError, aio
 from phi_edge.api.safety import BlockList
 from phi_edge.api.service import ChatService
-from phi_edge.generation import generate_events
+from phi_edge.generation import generate_choices
 from phi_edge.models import (
     AssistantMessage,
     ChatCompletions,
@@ -222,12 +222,12 @@ def test_cancelling_a_task_ends_the_work(
 
         def count(*args: Any, **arguments: Any) -> Any:
             nonlocal num_tokens
-            for event in generate_events(*args, **arguments):
+            for event in generate_choices(*args, **arguments):
                 num_tokens += 1
                 loop.call_soon_threadsafe(started.set)
                 yield event
 
-        monkeypatch.setattr("phi_edge.api.service.generate_events", count)
+        monkeypatch.setattr("phi_edge.api.service.generate_choices", count)
         client = aio.ChatCompletionsClient(service)
         task = asyncio.create_task(client.complete(messages=MESSAGES, max_tokens=4000))
         await started.wait()

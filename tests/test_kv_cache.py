@@ -112,6 +112,18 @@ def test_runs_rewind_and_extend(int8_model: phi_edge.Model, length: int, kept: i
     np.testing.assert_allclose(run.append(int(ids[-1])), expected, rtol=0, atol=EXACT)
 
 
+def test_rows_of_a_batch_are_runs(int8_model: phi_edge.Model) -> None:
+    prompt = Prompt(random_ids(250))
+    run = int8_model.start(prompt)
+    batch = run.fork(2)
+    assert batch is not None
+    alone = [int8_model.start(prompt) for _ in range(2)]
+    for seed in range(10):
+        tokens = random_ids(2, seed).tolist()
+        expected = [row.append(token) for row, token in zip(alone, tokens, strict=True)]
+        np.testing.assert_allclose(batch.append(tokens), expected, rtol=0, atol=EXACT)
+
+
 def test_an_int8_cache_wants_samples(compact_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="wants samples"):
         export_package(Checkpoint(compact_checkpoint), tmp_path / "out", INT8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import threading
 import time
 import uuid
@@ -14,7 +13,6 @@ from typing import Any
 from PIL import Image
 
 from phi_edge.constraint import JsonConstraint, JsonGrammar
-from phi_edge.engine import Run
 from phi_edge.errors import (
     ContextLengthError,
     HttpResponseError,
@@ -22,7 +20,7 @@ from phi_edge.errors import (
     PhiEdgeError,
     PromptError,
 )
-from phi_edge.generation import GenerationEvent, TokenLogprobs, generate_events
+from phi_edge.generation import Generation, GenerationEvent, TokenLogprobs, generate_choices
 from phi_edge.image import DETAIL_CROPS, ImageCrops
 from phi_edge.model import Model
 from phi_edge.prompt import Prompt
@@ -31,6 +29,7 @@ from phi_edge.text import Detokenizer, token_bytes
 
 from .conversation import Conversation, ImagePolicy, SystemRole, make_conversation
 from .images import read_image
+from .pieces import CallReader, Piece, TextFilter
 from .request import ChatRequest, NamedTool, Tool
 from .response import (
     AnswerMessage,
@@ -39,11 +38,9 @@ from .response import (
     ChunkChoice,
     Completion,
     Delta,
-    FinishReason,
     Logprobs,
     ModelDescription,
     TokenLogprob,
-    ToolCall,
     TopLogprob,
     Usage,
 )
@@ -68,17 +65,6 @@ class _Job:
     def may_call_tool(self) -> bool:
         """Whether the answer can be a call."""
         return bool(self.request.tools) and self.request.tool_choice != "none"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Piece:
-    """What came next in one completion."""
-
-    text: str = ""
-    tool_call: ToolCall | None = None
-    logprobs: tuple[TokenLogprob, ...] = ()
-    num_tokens: int = 0
-    finish_reason: FinishReason | None = None
 
 
 class ChatService:
@@ -155,8 +141,10 @@ class ChatService:
         job = self._prepare(request, cancel)
         choices: list[Choice] = []
         num_completion_tokens = 0
-        for index, pieces in self._choices(job):
-            collected = list(pieces)
+        pieces: list[list[Piece]] = [[] for _ in range(request.n)]
+        for index, piece in self._choices(job):
+            pieces[index].append(piece)
+        for index, collected in enumerate(pieces):
             num_completion_tokens += sum(piece.num_tokens for piece in collected)
             calls = [piece.tool_call for piece in collected if piece.tool_call]
             text = "".join(piece.text for piece in collected)
@@ -206,32 +194,32 @@ class ChatService:
                 "choices": [choice],
             }
 
-        num_completion_tokens = 0
-        for index, pieces in self._choices(job):
-            start: Delta = {"role": "assistant", "content": ""}
-            yield chunk({"index": index, "delta": start, "finish_reason": None, "logprobs": None})
-            for piece in pieces:
-                num_completion_tokens += piece.num_tokens
-                if not (piece.text or piece.tool_call or piece.logprobs or piece.finish_reason):
-                    continue
-                delta: Delta = (
-                    {"tool_calls": [{"index": 0, **piece.tool_call}]}
-                    if piece.tool_call
-                    else {"content": piece.text}
-                )
-                result = chunk(
-                    {
-                        "index": index,
-                        "delta": delta,
-                        "finish_reason": piece.finish_reason,
-                        "logprobs": self._logprobs(job.request, [piece]),
-                    }
-                )
-                if piece.finish_reason and index == job.request.n - 1:
-                    usage = _usage(job.prompt, num_completion_tokens)
-                    result["usage"] = usage
-                    self.on_usage(usage)
-                yield result
+        num_completion_tokens, num_running = 0, job.request.n
+        started: set[int] = set()
+        for index, piece in self._choices(job):
+            num_completion_tokens += piece.num_tokens
+            delta: Delta = {"content": piece.text}
+            if index not in started:
+                started.add(index)
+                delta = {"role": "assistant", "content": ""}
+            elif piece.tool_call:
+                delta = {"tool_calls": [{"index": 0, **piece.tool_call}]}
+            elif not (piece.text or piece.logprobs or piece.finish_reason):
+                continue
+            result = chunk(
+                {
+                    "index": index,
+                    "delta": delta,
+                    "finish_reason": piece.finish_reason,
+                    "logprobs": self._logprobs(job.request, [piece]),
+                }
+            )
+            num_running -= piece.finish_reason is not None
+            if not num_running:
+                usage = _usage(job.prompt, num_completion_tokens)
+                result["usage"] = usage
+                self.on_usage(usage)
+            yield result
 
     def _prepare(self, request: ChatRequest, cancel: threading.Event | None) -> _Job:
         """Everything that can be found wrong with a request is found here."""
@@ -316,26 +304,29 @@ class ChatService:
         model = self.model.manifest.model
         return JsonGrammar(self.model.tokenizer, model.vocab_size, model.eos_token_ids)
 
-    def _choices(self, job: _Job) -> Iterator[tuple[int, Iterator[_Piece]]]:
-        """Each choice's number with its pieces, which have to be taken before the next."""
+    def _choices(self, job: _Job) -> Iterator[tuple[int, Piece]]:
+        """Pieces of all choices as they come, each with its choice's number; an empty one first."""
+        request, num_choices = job.request, job.request.n
+        num_rows = self.model.count_rows(job.prompt, request.token_limit, num_choices)
         try:
-            run = self.model.start(job.prompt, job.cancel, job.request.token_limit)
+            run = self.model.start(job.prompt, job.cancel, request.token_limit, num_rows)
             try:
-                for index in range(job.request.n):
-                    run.rewind(job.prompt.num_tokens)
-                    yield index, self._pieces(job, run, index)
+                yield from ((index, Piece()) for index in range(num_choices))
+                completions = [self._generation(job, index) for index in range(num_choices)]
+                filters = [TextFilter(self._filters) for _ in range(num_choices)]
+                tools = request.tools if job.may_call_tool else []
+                readers = [CallReader(tools) for _ in range(num_choices)]
+                for index, event in generate_choices(run, completions, num_rows, job.cancel):
+                    piece = filters[index].add(self._piece(event))
+                    if piece.finish_reason:
+                        completions[index].is_finished = True
+                    yield from ((index, ready) for ready in readers[index].add(piece))
             finally:
                 self.model.keep(job.prompt, run)
         except ContextLengthError as error:
             raise HttpResponseError(400, str(error), code="context_length_exceeded") from None
 
-    def _pieces(self, job: _Job, run: Run, index: int) -> Iterator[_Piece]:
-        pieces = self._read(self._events(job, run, index))
-        if self._filters:
-            pieces = self._filtered(pieces)
-        return _tool_calls(pieces, job) if job.may_call_tool else pieces
-
-    def _events(self, job: _Job, run: Run, index: int) -> Iterator[GenerationEvent]:
+    def _generation(self, job: _Job, index: int) -> Generation:
         request = job.request
         constraint: JsonConstraint | None = None
         if job.schema is not None:
@@ -350,23 +341,21 @@ class ChatService:
             logit_bias={int(token): bias for token, bias in request.logit_bias.items()},
             constraint=constraint,
         )
-        return generate_events(
-            run,
+        return Generation(
+            job.prompt.num_tokens,
             sampler,
             Detokenizer(self.model.tokenizer, request.stop_strings),
             self.model.limits(request.token_limit, job.prompt),
             (request.top_logprobs or 0) if request.logprobs else None,
-            job.cancel,
         )
 
-    def _read(self, events: Iterator[GenerationEvent]) -> Iterator[_Piece]:
-        """Events as the API tells them; end tokens count, but have no log probabilities."""
+    def _piece(self, event: GenerationEvent) -> Piece:
+        """An event as the API tells it; end tokens count, but have no log probabilities."""
+        logprobs: tuple[TokenLogprob, ...] = ()
         ends = self.model.manifest.model.eos_token_ids
-        for event in events:
-            logprobs: tuple[TokenLogprob, ...] = ()
-            if event.logprobs is not None and event.token_id not in ends:
-                logprobs = (self._token_logprob(event.token_id, event.logprobs),)
-            yield _Piece(event.text, None, logprobs, 1, event.finish_reason)
+        if event.logprobs is not None and event.token_id not in ends:
+            logprobs = (self._token_logprob(event.token_id, event.logprobs),)
+        return Piece(event.text, None, logprobs, 1, event.finish_reason)
 
     def _token_logprob(self, token_id: int, logprobs: TokenLogprobs) -> TokenLogprob:
         top = [self._top_logprob(*pair) for pair in logprobs.top]
@@ -380,21 +369,8 @@ class ChatService:
             "bytes": list(content),
         }
 
-    def _filtered(self, pieces: Iterator[_Piece]) -> Iterator[_Piece]:
-        """Pieces up to where a filter finds something, which is never sent on."""
-        num_held = max(content_filter.num_held_characters for content_filter in self._filters)
-        text, num_sent = "", 0
-        for piece in pieces:
-            text += piece.text
-            if any(content_filter.finds(text) for content_filter in self._filters):
-                yield _Piece(num_tokens=piece.num_tokens, finish_reason="content_filter")
-                return
-            end = len(text) if piece.finish_reason else max(num_sent, len(text) - num_held)
-            yield dataclasses.replace(piece, text=text[num_sent:end])
-            num_sent = end
-
     @staticmethod
-    def _logprobs(request: ChatRequest, pieces: Sequence[_Piece]) -> Logprobs | None:
+    def _logprobs(request: ChatRequest, pieces: Sequence[Piece]) -> Logprobs | None:
         if not request.logprobs:
             return None
         return {"content": [entry for piece in pieces for entry in piece.logprobs]}
@@ -433,38 +409,4 @@ def _call_schema(tool: Tool) -> dict[str, Any]:
         },
         "required": ["name", "arguments"],
         "additionalProperties": False,
-    }
-
-
-def _tool_calls(pieces: Iterator[_Piece], job: _Job) -> Iterator[_Piece]:
-    """Hold back what could be a call, and give it as one if it is."""
-    held: list[_Piece] = []
-    for piece in pieces:
-        held.append(piece)
-        text = "".join(each.text for each in held).lstrip()
-        if piece.finish_reason is None and (not text or text.startswith("{")):
-            continue
-        call = _parse_call(text, job.request.tools) if piece.finish_reason == "stop" else None
-        if call is None:
-            yield from held
-        else:
-            num_tokens = sum(each.num_tokens for each in held)
-            logprobs = tuple(entry for each in held for entry in each.logprobs)
-            yield _Piece("", call, logprobs, num_tokens)
-            yield _Piece(finish_reason="tool_calls")
-        held = []
-
-
-def _parse_call(text: str, tools: Sequence[Tool]) -> ToolCall | None:
-    try:
-        call = json.loads(text)
-        name, arguments = call["name"], call["arguments"]
-    except (ValueError, TypeError, KeyError):
-        return None
-    if all(tool.function.name != name for tool in tools) or not isinstance(arguments, dict):
-        return None
-    return {
-        "id": f"call_{uuid.uuid4().hex[:24]}",
-        "type": "function",
-        "function": {"name": name, "arguments": json.dumps(arguments)},
     }

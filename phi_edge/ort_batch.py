@@ -1,0 +1,78 @@
+"""Several sequences at a time on ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from phi_edge import package
+from phi_edge.engine import Logits
+from phi_edge.errors import ContextLengthError
+from phi_edge.kv_cache import KeyValueCache
+from phi_edge.session import import_onnxruntime
+
+if TYPE_CHECKING:
+    from phi_edge.ort_engine import OrtEngine
+
+
+class OrtBatch:
+    """Sequences that began as one `OrtRun`; a `phi_edge.engine.Batch`.
+
+    They are equally long, so nothing is padded. They cannot go on where the RoPE factors change:
+    whole sequences are prefilled again there, which is left to `OrtRun`.
+    """
+
+    def __init__(self, engine: OrtEngine, cache: KeyValueCache, num_tokens: int) -> None:
+        """Go on from a cache that holds `num_tokens` of each sequence."""
+        self._engine = engine
+        self._cache = cache
+        self._num_tokens = num_tokens
+        self._no_features = np.empty((0, engine.model.hidden_size), engine.model.io_dtype)
+        self._bind()
+
+    @property
+    def num_tokens(self) -> int:
+        """See `Batch.num_tokens`."""
+        return self._num_tokens
+
+    @property
+    def max_tokens(self) -> int:
+        """See `Batch.max_tokens`."""
+        model = self._engine.model
+        is_long = self._num_tokens > model.original_context_length
+        return model.context_length if is_long else model.original_context_length
+
+    def append(self, token_ids: Sequence[int]) -> Logits:
+        """See `Batch.append`."""
+        total = self._num_tokens + 1
+        if total > self.max_tokens:
+            raise ContextLengthError(total, self.max_tokens)
+        if self._cache.reserve(total, num_kept=self._num_tokens):
+            self._cache.bind(self._binding)
+        ids = np.array(token_ids, np.int64)[:, None]
+        self._engine.step(self._binding, ids, self._no_features, total, total)
+        self._num_tokens = total
+        self._cache.note_use(total)
+        logits: Logits = self._logits[:, 0].copy()
+        return logits
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """See `Batch.keep`."""
+        self._cache.keep(rows, self._num_tokens)
+        self._bind()
+
+    def _bind(self) -> None:
+        """Bind the cache and an array for the logits, in a binding for so many rows."""
+        model, num_rows = self._engine.model, self._cache.num_rows
+        value = import_onnxruntime().OrtValue.ortvalue_from_numpy
+        self._binding = self._engine.decoder.io_binding()
+        self._cache.bind(self._binding)
+        # A binding does not keep what it points to alive.
+        self._logits: Logits = np.empty((num_rows, 1, model.vocab_size), np.float32)
+        self._earlier_logits: Logits = np.empty((num_rows, 0, model.vocab_size), np.float32)
+        self._num_earlier = value(np.zeros(1, np.int64))
+        self._binding.bind_ortvalue_output(package.LOGITS, value(self._logits))
+        self._binding.bind_ortvalue_output(package.EARLIER_LOGITS, value(self._earlier_logits))
+        self._binding.bind_ortvalue_input(package.NUM_EARLIER, self._num_earlier)

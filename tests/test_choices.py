@@ -1,0 +1,210 @@
+"""Choices that decode together are those that would come one after the other."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+import phi_edge
+from phi_edge import ContextLengthError, GenerationCancelled, Prompt
+from phi_edge.api.request import parse_request
+from phi_edge.api.safety import BlockList
+from phi_edge.api.service import ChatService
+from phi_edge.drafting import DraftingRun
+from phi_edge.generation import Generation, GenerationEvent, generate_choices
+from phi_edge.needs import predict_needs
+from phi_edge.ort_engine import OrtEngine, OrtRun
+from phi_edge.sampling import Sampler
+from phi_edge.text import Detokenizer
+
+from .test_api import Body, body, complete, streamed_text, text
+from .test_drafting import SCHEMA
+from .test_engine import EXACT, random_ids
+
+WANTED = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}
+SAMPLED: Body = {"temperature": 1.3, "seed": 7, "max_tokens": 12}
+
+
+def one_by_one(monkeypatch: pytest.MonkeyPatch, service: ChatService, **fields: Any) -> Any:
+    with monkeypatch.context() as patch:
+        patch.setattr(service.model, "count_rows", lambda *_: 1)
+        return complete(service, **fields)
+
+
+def numbers(choice: Any) -> list[float]:
+    return [entry["logprob"] for entry in (choice.pop("logprobs") or {"content": []})["content"]]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": 4, "max_tokens": 300},
+        {"n": 10, "top_p": 0.9, "presence_penalty": 0.5, "logit_bias": {"7": 2}},
+        {"n": 3, "temperature": 0, "logprobs": True, "top_logprobs": 2},
+        {"n": 4, "logprobs": True, "temperature": 1.0},
+        {"n": 4, "response_format": WANTED, "max_tokens": 60, "temperature": 1.0},
+    ],
+)
+def test_choices_are_the_same(
+    service: ChatService, monkeypatch: pytest.MonkeyPatch, fields: Body
+) -> None:
+    fields = {**SAMPLED, **fields}
+    together = complete(service, **fields)
+    expected = one_by_one(monkeypatch, service, **fields)
+    assert together["usage"] == expected["usage"]
+    for choice, alone in zip(together["choices"], expected["choices"], strict=True):
+        assert numbers(choice) == pytest.approx(numbers(alone), abs=EXACT)
+        assert choice == alone
+
+
+def test_one_ends_early(service: ChatService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop string ends it; the cache shrinks, and the others go on as they would."""
+    whole = complete(service, n=3, **SAMPLED)
+    stop = text(whole, 1)[2:4]
+    fields: Body = {**SAMPLED, "n": 3, "stop": stop}
+    together = complete(service, **fields)
+    assert together == {
+        **one_by_one(monkeypatch, service, **fields),
+        "id": together["id"],
+        "created": together["created"],
+    }
+    reasons = [choice["finish_reason"] for choice in together["choices"]]
+    assert reasons == ["length", "stop", "length"]
+    assert together["usage"]["completion_tokens"] < whole["usage"]["completion_tokens"]
+
+
+def test_chunks_come_mixed(service: ChatService) -> None:
+    whole = complete(service, n=3, **SAMPLED)
+    chunks = list(service.stream(parse_request(body(n=3, stream=True, **SAMPLED))))
+    assert [streamed_text(chunks, index) for index in range(3)] == [
+        text(whole, i) for i in range(3)
+    ]
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert [choice["delta"].get("role") for choice in choices[:3]] == ["assistant"] * 3
+    assert [choice["index"] for choice in choices] != sorted(choice["index"] for choice in choices)
+    assert sum(choice["finish_reason"] is not None for choice in choices) == 3
+    assert [chunk.get("usage") for chunk in chunks] == [None] * (len(chunks) - 1) + [whole["usage"]]
+
+
+def test_a_choice_that_is_filtered_ends(model: phi_edge.Model, service: ChatService) -> None:
+    """The others go on."""
+    whole = complete(service, n=3, **SAMPLED)
+    texts = [text(whole, index) for index in range(3)]
+    words = [set(each.replace("\ufffd", " ").split()) for each in texts]
+    term = max((word for word in words[0] - words[1] - words[2] if word.isalnum()), key=len)
+    answer = complete(ChatService(model, content_filters=[BlockList([term])]), n=3, **SAMPLED)
+    reasons = [choice["finish_reason"] for choice in answer["choices"]]
+    assert reasons == ["content_filter", "length", "length"]
+    assert [text(answer, index) for index in (1, 2)] == texts[1:]
+
+
+def start(model: phi_edge.Model, prompt: Prompt, count: int, **limits: Any) -> list[Generation]:
+    return [
+        Generation(
+            prompt.num_tokens,
+            Sampler(1.3, seed=seed),
+            Detokenizer(model.tokenizer),
+            model.limits(prompt=prompt, **limits),
+        )
+        for seed in range(count)
+    ]
+
+
+def answers(
+    model: phi_edge.Model, prompt: Prompt, num_rows: int, max_tokens: int
+) -> list[list[GenerationEvent]]:
+    found: list[list[GenerationEvent]] = [[] for _ in range(3)]
+    completions = start(model, prompt, 3, max_tokens=max_tokens)
+    for index, event in generate_choices(model.start(prompt), completions, num_rows):
+        found[index].append(event)
+    return found
+
+
+@pytest.mark.parametrize("length", [4090, 4100])
+def test_over_the_change_of_rope_factors_each_goes_on_alone(
+    model: phi_edge.Model, length: int
+) -> None:
+    """And beyond it, they go together again."""
+    prompt = Prompt(random_ids(length))
+    assert answers(model, prompt, 3, 9) == answers(model, prompt, 1, 9)
+
+
+def test_an_engine_that_cannot_fork(model: phi_edge.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = Prompt(random_ids(20))
+    expected = answers(model, prompt, 3, 9)
+    monkeypatch.setattr(OrtRun, "fork", lambda *_: None)
+    assert answers(model, prompt, 3, 9) == expected
+
+
+def test_together_they_take_fewer_steps(
+    model: phi_edge.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    step = OrtEngine.step
+
+    def count(engine: OrtEngine, binding: Any, ids: Any, *args: Any) -> None:
+        steps.append(len(ids))
+        step(engine, binding, ids, *args)
+
+    prompt = Prompt(random_ids(20))
+    monkeypatch.setattr(DraftingRun, "_step", None)  # never alone
+    monkeypatch.setattr(OrtEngine, "step", count)
+    events = answers(model, prompt, 3, 9)
+    lengths = [len(each) for each in events]
+    assert steps == [1] + [sum(length > at for length in lengths) for at in range(1, max(lengths))]
+
+
+def test_cancel_between_steps(model: phi_edge.Model) -> None:
+    prompt = Prompt(random_ids(20))
+    cancel = threading.Event()
+    completions = start(model, prompt, 3, max_tokens=9)
+    events = generate_choices(model.start(prompt), completions, 3, cancel)
+    assert [next(events)[0] for _ in range(6)] == [0, 1, 2] * 2
+    cancel.set()
+    with pytest.raises(GenerationCancelled):
+        next(events)
+
+
+def test_batch_rows_are_runs(model: phi_edge.Model) -> None:
+    """Also where the cache doubles, and when rows are dropped."""
+    prompt = Prompt(random_ids(250))
+    run = model.start(prompt)
+    batch = run.fork(3)
+    assert batch is not None
+    alone = [model.start(prompt) for _ in range(3)]
+    for seed, rows in enumerate([[0, 1, 2]] * 8 + [[0, 2]] * 2 + [[2]] * 2):
+        if len(rows) < 3 and seed in (8, 10):
+            batch.keep([0, 2] if len(rows) == 2 else [1])
+        tokens = random_ids(len(rows), seed).tolist()
+        expected = [alone[row].append(token) for row, token in zip(rows, tokens, strict=True)]
+        np.testing.assert_allclose(batch.append(tokens), expected, rtol=0, atol=EXACT)
+    assert batch.num_tokens == 262
+    assert run.num_tokens == 250
+
+
+def test_a_batch_ends_with_the_short_factors(model: phi_edge.Model) -> None:
+    batch = model.start(Prompt(random_ids(4096))).fork(2)
+    assert batch is not None
+    assert batch.num_tokens == batch.max_tokens == 4096
+    with pytest.raises(ContextLengthError, match="4,096"):
+        batch.append([5, 6])
+
+
+def test_memory_limits_the_rows(model: phi_edge.Model) -> None:
+    manifest, prompt = model.manifest, Prompt(random_ids(100))
+    assert model.count_rows(prompt, 50, 128) == 8
+    limit = predict_needs(manifest, 100 + 3 * 150).peak_bytes
+    for max_bytes, num_rows in ((limit, 3), (limit - 1, 2), (1, 1)):
+        tight = phi_edge.Model(manifest, model.tokenizer, OrtStub(), max_ram_bytes=max_bytes)
+        assert tight.count_rows(prompt, 50, 8) == num_rows
+        assert tight.count_rows(prompt, None, 8) == 1, "one may need all of it"
+
+
+class OrtStub(OrtEngine):
+    """Nothing is run."""
+
+    def __init__(self) -> None:
+        pass
