@@ -23,7 +23,6 @@ import numpy.typing as npt
 
 from export import export_package
 from export.checkpoint import Checkpoint
-from export.config import read_config
 from phi_edge.package import Manifest
 from quantize import BlockQuantizer, QuantizedBlocks, Recipe, make_recipe
 
