@@ -105,9 +105,7 @@ def write_checkpoint(
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
-def _write_shard(
-    path: Path, tensors: Mapping[str, tuple[int, ...]], *, with_weights: bool
-) -> None:
+def _write_shard(path: Path, tensors: Mapping[str, tuple[int, ...]], *, with_weights: bool) -> None:
     """Write a safetensors file: https://huggingface.co/docs/safetensors, "Format"."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0

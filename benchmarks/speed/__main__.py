@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .cases import CASES, Bench
-from .sides import Side, Spec, open_sides, read_sides
+from .sides import Spec, open_sides, read_sides
 
 
 def describe_machine() -> dict[str, Any]:
@@ -32,7 +32,9 @@ def describe_machine() -> dict[str, Any]:
         flags = fields.get("flags", "").split()
         facts["processor"] = fields.get("model name", "")
         facts["vector extensions"] = [
-            flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8") if flag in flags
+            flag
+            for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
+            if flag in flags
         ]
     if hasattr(os, "sysconf"):
         facts["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -42,15 +42,16 @@ class Bench:
 
     def prepare(self, task: str, **arguments: Any) -> list[Side]:
         """Run a task whose figures do not count; gives the sides that have it."""
-        able = []
-        for side in self.sides:
-            try:
-                side.ask(task, **arguments)
-            except UnknownTaskError as error:
-                print(f"  {error}", file=sys.stderr)
-            else:
-                able.append(side)
-        return able
+        return [side for side in self.sides if self._can(side, task, arguments)]
+
+    @staticmethod
+    def _can(side: Side, task: str, arguments: dict[str, Any]) -> bool:
+        try:
+            side.ask(task, **arguments)
+        except UnknownTaskError as error:
+            print(f"  {error}", file=sys.stderr)
+            return False
+        return True
 
     def alternate(self, sides: list[Side], task: str, **arguments: Any) -> None:
         """Run a task on every side by turns, as often as there are rounds."""

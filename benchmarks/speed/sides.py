@@ -64,7 +64,7 @@ def read_sides(file: Path) -> dict[str, Spec]:
 
 
 class Side:
-    """A side's process. It starts when it is first asked, and stays, so that nothing loads twice."""
+    """A side's process: starts when it is first asked, and stays, so that nothing loads twice."""
 
     def __init__(self, name: str, spec: Spec) -> None:
         self.name = name
