@@ -14,7 +14,7 @@ from click.testing import CliRunner
 import phi_edge
 from benchmarks.compare_commits import find_regressions
 from benchmarks.speed.cases import CASES, Bench
-from benchmarks.speed.report import Row, collect_rows, format_markdown
+from benchmarks.speed.report import Row, collect_rows, format_markdown, write_into
 from benchmarks.speed.sides import Side, Spec, UnknownTaskError, read_sides
 from benchmarks.speed.workers.protocol import count_image_tokens
 from benchmarks.synthetic_package import builder_recipe, write_package
@@ -112,6 +112,16 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert (ours.side, ours.ratios) == ("ours", [])
     assert other.ratios == [2.0, 2.0, 3.0, 2.0]
     assert "| decode_512 | tokens/s | other | 4 | 1 - 5 | 2.00 | 4 |" in format_markdown(rows)
+
+
+def test_a_document_keeps_what_is_around_the_results(tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+    document.write_text("Before.\n<!-- results -->\nold\n<!-- end -->\nAfter.\n")
+    write_into(document, "new\n")
+    assert document.read_text() == "Before.\n<!-- results -->\nnew\n<!-- end -->\nAfter.\n"
+    document.write_text("Nothing.\n")
+    with pytest.raises(ValueError, match="results"):
+        write_into(document, "new\n")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Measures sides by turns in one run, each in a process of its own.
 
     python -m benchmarks.speed SIDES.json RESULTS.json CASE ... [--sides NAME ...] [--rounds N]
-    python -m benchmarks.speed.report RESULTS.json [--markdown FILE] [--plot FILE]
+    python -m benchmarks.speed.report RESULTS.json [--document FILE] [--plot FILE]
 
 SIDES.json names what is compared, as {"ours": {"kind": "ours", "model": "PACKAGE"}, "llama.cpp":
 {"kind": "llamacpp", "model": "FILE.gguf", "python": "PYTHON"}}; `sides.Spec` tells the fields.

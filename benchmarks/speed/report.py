@@ -1,6 +1,6 @@
 """Turns what `benchmarks.speed` has measured into a table and a plot.
 
-    python -m benchmarks.speed.report RESULTS.json [--markdown FILE] [--plot FILE]
+    python -m benchmarks.speed.report RESULTS.json [--document FILE] [--plot FILE]
 
 A ratio is the median over the rounds of the first side's figure / this side's figure. The plot
 needs the extra `bench`.
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from .cases import CASES
 
 _MACHINE = "machine"
+_START, _END = "<!-- results -->\n", "<!-- end -->\n"
 
 
 class Row(NamedTuple):
@@ -93,6 +94,30 @@ def _show(figure: str, value: float) -> str:
     return f"{value:.0%}" if figure == "bandwidth_used_per_s" else f"{value:,.3g}"
 
 
+def format_machine(machine: dict[str, Any]) -> str:
+    """The machine in a line."""
+    facts = dict(machine)
+    facts["memory"] = f"{facts.pop('memory_bytes', 0) / 2**30:.0f} GiB"
+    listed = (
+        f"{name} {' '.join(value) if isinstance(value, list) else value}"
+        for name, value in facts.items()
+    )
+    return f"Measured on: {'; '.join(listed)}.\n"
+
+
+def write_into(document: Path, text: str) -> None:
+    """Replace what stands between the marks of a document.
+
+    Raises:
+        ValueError: It has no such marks.
+    """
+    before, start, rest = document.read_text(encoding="utf-8").partition(_START)
+    _, end, after = rest.partition(_END)
+    if not end:
+        raise ValueError(f"{document} has no {_START.strip()} with {_END.strip()} after it")
+    document.write_text(f"{before}{start}{text}{end}{after}", encoding="utf-8")
+
+
 def write_plot(rows: Sequence[Row], path: Path) -> None:
     """Bars of the medians with their ranges, a panel for each figure of a case."""
     import matplotlib as mpl
@@ -121,15 +146,17 @@ def write_plot(rows: Sequence[Row], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("results", type=Path)
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table here too")
+    parser.add_argument(
+        "--document", type=Path, metavar="FILE", help="Markdown file to put the table into"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a plot (.svg, .png)")
     args = parser.parse_args()
     results = json.loads(args.results.read_text(encoding="utf-8"))
     rows = collect_rows(results["cases"])
     table = format_markdown(rows)
     print(table)
-    if args.markdown:
-        args.markdown.write_text(table, encoding="utf-8")
+    if args.document:
+        write_into(args.document, f"{format_machine(results['machine'])}\n{table}")
     if args.plot:
         write_plot(rows, args.plot)
 
