@@ -36,6 +36,11 @@ def describe_machine() -> dict[str, Any]:
             for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
             if flag in flags
         ]
+    if hasattr(os, "getloadavg"):
+        # Before anything of ours runs: others at work spoil every figure.
+        facts["load before"] = round(os.getloadavg()[0], 1)
+        if facts["load before"] > 0.5:
+            print(f"the machine is busy: load {facts['load before']}", file=sys.stderr)
     if hasattr(os, "sysconf"):
         facts["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return facts
@@ -60,14 +65,16 @@ def main() -> None:
         results = json.loads(args.results.read_text(encoding="utf-8"))
     results["machine"] = describe_machine()
     results["sides"] |= {name: {"kind": s.kind, "model": s.model} for name, s in specs.items()}
+
+    def save() -> None:
+        args.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
     with open_sides({**specs, "machine": Spec("machine")}) as (*sides, machine):
         for name in args.cases:
             print(name, file=sys.stderr)
-            bench = Bench(sides, machine, args.rounds)
-            CASES[name](bench)
+            bench = Bench(sides, machine, args.rounds, save)
             results["cases"].setdefault(name, []).append(bench.records)
-            # After each case: what a later one does must not lose it.
-            args.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            CASES[name](bench)
 
 
 if __name__ == "__main__":

@@ -26,12 +26,14 @@ class Bench:
         sides: The first is the one that others are measured against.
         machine: The machine's own limits.
         num_rounds: How often each side is asked, by turns.
+        save: Called when something was recorded, so that a run that is stopped loses nothing.
         records: What was measured: side, round and figures.
     """
 
     sides: list[Side]
     machine: Side
     num_rounds: int
+    save: Callable[[], object] = lambda: None
     records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def record(self, side: Side, number: int, figures: Figures) -> None:
@@ -39,6 +41,7 @@ class Bench:
         shown = ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())
         print(f"  {number}: {side.name}: {shown}", file=sys.stderr, flush=True)
         self.records.append({"side": side.name, "round": number, "figures": figures})
+        self.save()
 
     def prepare(self, task: str, **arguments: Any) -> list[Side]:
         """Run a task whose figures do not count; gives the sides that have it."""
