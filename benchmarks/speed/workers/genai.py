@@ -6,7 +6,9 @@ the same work, it is given pixels that are cut already, and no time for cutting 
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,6 @@ import onnxruntime_genai as og
 
 from .protocol import Figures, count_image_tokens, peak_rss_bytes, serve
 
-_VOCAB_SIZE = 32000
 _NUM_TOKENS_BEFORE, _NUM_TOKENS_AFTER = 5, 30
 
 
@@ -24,6 +25,8 @@ class Genai:
 
     def __init__(self, model: str) -> None:
         self._model = og.Model(model)
+        config = json.loads((Path(model) / "genai_config.json").read_text(encoding="utf-8"))
+        self._vocab_size = config["model"]["vocab_size"]
         self._rng = np.random.default_rng(0)
         self._generator: Any = None
 
@@ -72,7 +75,7 @@ class Genai:
         self._generator = og.Generator(self._model, parameters)
 
     def _tokens(self, count: int) -> npt.NDArray[np.int32]:
-        return self._rng.integers(100, _VOCAB_SIZE, count, np.int32)
+        return self._rng.integers(100, self._vocab_size, count, np.int32)
 
 
 if __name__ == "__main__":
