@@ -72,8 +72,16 @@ _POOL_SIZE = 2**24
 _WEIGHT_STD = 0.02
 
 
-def write_checkpoint(folder: Path, config: Mapping[str, object]) -> None:
-    """Write a checkpoint folder, weights in bfloat16, one tensor in memory at a time."""
+def write_checkpoint(
+    folder: Path, config: Mapping[str, object], *, with_weights: bool = True
+) -> None:
+    """Write a checkpoint folder, weights in bfloat16, one tensor in memory at a time.
+
+    Args:
+        folder: Where to.
+        config: As in `config.json`.
+        with_weights: Without them, files have the right headers and holes in place of weights.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2))
@@ -93,13 +101,18 @@ def write_checkpoint(folder: Path, config: Mapping[str, object]) -> None:
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         weight_map |= dict.fromkeys(shard, file)
         # ONNX Runtime keeps equal weights once, so no two may be equal.
-        _write_shard(folder / file, shard, np.random.default_rng(number))
+        rng = np.random.default_rng(number)
+        _write_shard(folder / file, shard, rng, with_weights=with_weights)
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
 def _write_shard(
-    path: Path, tensors: Mapping[str, tuple[int, ...]], rng: np.random.Generator
+    path: Path,
+    tensors: Mapping[str, tuple[int, ...]],
+    rng: np.random.Generator,
+    *,
+    with_weights: bool,
 ) -> None:
     """Write a safetensors file: https://huggingface.co/docs/safetensors, "Format"."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -109,13 +122,18 @@ def _write_shard(
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
+    length = len(encoded).to_bytes(8, "little")
+    if not with_weights:
+        with path.open("wb") as file:
+            file.write(length + encoded)
+            file.truncate(file.tell() + end)
+        return
 
     # Drawing billions of numbers would take minutes: each tensor starts somewhere else in a
     # pool of a few million.
     pool = (rng.standard_normal(_POOL_SIZE, np.float32) * _WEIGHT_STD).astype(ml_dtypes.bfloat16)
     with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little"))
-        file.write(encoded)
+        file.write(length + encoded)
         for name, shape in tensors.items():
             left = math.prod(shape)
             if "norm" in name and name.endswith("weight"):

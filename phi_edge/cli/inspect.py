@@ -1,4 +1,4 @@
-"""Commands that tell something: `phi-edge info`, `doctor` and `calibrate`."""
+"""Commands that tell something: `phi-edge info`, `doctor`, `calibrate` and `bench`."""
 
 from __future__ import annotations
 
@@ -150,3 +150,57 @@ def calibrate(*, model_path: Path, provider: str, threads: int | None) -> None:
     path = save_calibration(calibration, model.manifest, resolved, threads)
     show_facts({name: f"{value:.3g}" for name, value in dataclasses.asdict(calibration).items()})
     click.echo(f"kept in {path}")
+
+
+@click.command()
+@_package_argument
+@click.option(
+    "--prompt-length",
+    "prompt_lengths",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(128, 512, 2048),
+    show_default=True,
+    help="Tokens of a prompt; may be repeated.",
+)
+@click.option("--max-tokens", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--repetitions", type=click.IntRange(min=1), default=3, show_default=True)
+@json_option
+@provider_option
+@threads_option
+def bench(
+    *,
+    model_path: Path,
+    prompt_lengths: tuple[int, ...],
+    max_tokens: int,
+    repetitions: int,
+    as_json: bool,
+    provider: str,
+    threads: int | None,
+) -> None:
+    """Measure how fast PACKAGE is here; the bundled one by default."""
+    from phi_edge.bench import measure_speed
+
+    speed = measure_speed(
+        model_path,
+        provider=provider,
+        num_threads=threads,
+        prompt_lengths=prompt_lengths,
+        num_completion_tokens=max_tokens,
+        repetitions=repetitions,
+    )
+    if as_json:
+        click.echo(json.dumps(speed.as_dict(), indent=2))
+        return
+    facts: dict[str, Any] = {
+        "load": f"{speed.load_s:.2f} s",
+        "vision": f"{speed.vision_s_per_crop:.3f} s a crop",
+    }
+    for text in speed.text:
+        facts[f"{text.num_prompt_tokens:,} tokens"] = (
+            f"prefill {text.prefill_tokens_per_s:,.1f} tokens/s, "
+            f"then decode {text.decode_tokens_per_s:,.1f} tokens/s"
+        )
+    if speed.peak_rss_bytes is not None:
+        facts["peak_RSS"] = f"{speed.peak_rss_bytes / 1e9:.2f} GB"
+    show_facts(facts)

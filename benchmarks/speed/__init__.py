@@ -1,0 +1,1 @@
+"""How fast packages are, beside other runtimes: `python -m benchmarks.speed --help`."""

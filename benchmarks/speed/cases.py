@@ -1,0 +1,185 @@
+"""The cases, one function each. To add one, write it here and add it to `CASES`.
+
+A case gets a bench, asks its sides for tasks by turns, and records figures. Figures whose names end
+in `_per_s` are better when larger; of all others, less is better.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .sides import Figures, Side, UnknownTaskError
+
+# Threads of a side spin for a moment after their work.
+_PAUSE_S = 0.3
+
+
+@dataclasses.dataclass
+class Bench:
+    """What a case measures with.
+
+    Attributes:
+        sides: The first is the one that others are measured against.
+        machine: The machine's own limits.
+        num_rounds: How often each side is asked, by turns.
+        save: Called when something was recorded, so that a run that is stopped loses nothing.
+        records: What was measured: side, round and figures.
+    """
+
+    sides: list[Side]
+    machine: Side
+    num_rounds: int
+    save: Callable[[], object] = lambda: None
+    records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def record(self, side: Side, number: int, figures: Figures) -> None:
+        """Keep one round's figures, and show them."""
+        shown = ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())
+        print(f"  {number}: {side.name}: {shown}", file=sys.stderr, flush=True)
+        self.records.append({"side": side.name, "round": number, "figures": figures})
+        self.save()
+
+    def prepare(self, task: str, **arguments: Any) -> list[Side]:
+        """Run a task whose figures do not count; gives the sides that have it."""
+        return [side for side in self.sides if self._can(side, task, arguments)]
+
+    @staticmethod
+    def _can(side: Side, task: str, arguments: dict[str, Any]) -> bool:
+        try:
+            side.ask(task, **arguments)
+        except UnknownTaskError as error:
+            print(f"  {error}", file=sys.stderr)
+            return False
+        return True
+
+    def alternate(self, sides: list[Side], task: str, **arguments: Any) -> None:
+        """Run a task on every side by turns, as often as there are rounds."""
+        for number in range(self.num_rounds):
+            for side in sides:
+                time.sleep(_PAUSE_S)
+                self.record(side, number, side.ask(task, **arguments))
+
+
+def _prefill(bench: Bench, num_tokens: int) -> None:
+    sides = [bench.machine, *bench.prepare("prefill", num_tokens=128)]
+    for number in range(bench.num_rounds):
+        for side in sides:
+            time.sleep(_PAUSE_S)
+            arguments = {} if side is bench.machine else {"num_tokens": num_tokens}
+            task = "int8" if side is bench.machine else "prefill"
+            bench.record(side, number, side.ask(task, **arguments))
+
+
+def _decode(bench: Bench, num_tokens: int) -> None:
+    """The sequences go on from round to round, all by the same number of tokens."""
+    sides = bench.prepare("prefill", num_tokens=num_tokens)
+    for side in sides:
+        side.ask("decode", num_tokens=4)
+    for number in range(bench.num_rounds):
+        time.sleep(_PAUSE_S)
+        limit = bench.machine.ask("bandwidth")
+        bench.record(bench.machine, number, limit)
+        for side in sides:
+            time.sleep(_PAUSE_S)
+            figures = side.ask("decode", num_tokens=16)
+            if "weight_bytes_per_s" in figures:
+                used = figures.pop("weight_bytes_per_s")
+                figures["bandwidth_used_per_s"] = used / limit["read_bytes_per_s"]
+            bench.record(side, number, figures)
+
+
+def prefill_512(bench: Bench) -> None:
+    """Prompt of 512 tokens: tokens per second."""
+    _prefill(bench, 512)
+
+
+def prefill_2380(bench: Bench) -> None:
+    """Prompt of 2,380 tokens, an image at 16 crops: tokens per second."""
+    _prefill(bench, 2380)
+
+
+def decode_512(bench: Bench) -> None:
+    """Tokens per second after 512 tokens."""
+    _decode(bench, 512)
+
+
+def decode_2380(bench: Bench) -> None:
+    """Tokens per second after 2,380 tokens."""
+    _decode(bench, 2380)
+
+
+def vision(bench: Bench) -> None:
+    """Vision tower: seconds a crop."""
+    sides = bench.prepare("vision", seed=0)
+    for number in range(bench.num_rounds):
+        for side in sides:
+            time.sleep(_PAUSE_S)
+            bench.record(side, number, side.ask("vision", seed=number + 1))
+
+
+def photo(bench: Bench) -> None:
+    """First token about a photo of 1344 x 1008 pixels at 4 crops, with 20 words."""
+    grid = {"rows": 2, "columns": 2}
+    sides = bench.prepare("question", seed=0, num_tokens=1, **grid)
+    for number in range(bench.num_rounds):
+        for side in sides:
+            time.sleep(_PAUSE_S)
+            figures = side.ask("question", seed=number + 1, num_tokens=1, **grid)
+            bench.record(side, number, {"first_token_s": figures["first_token_s"]})
+
+
+def second_question(bench: Bench) -> None:
+    """The same photo, asked about a second time in the same process."""
+    for number in range(bench.num_rounds):
+        for side in bench.sides:
+            try:
+                figures = side.ask("second_question", seed=100 + number, rows=2, columns=2)
+            except UnknownTaskError:
+                continue
+            bench.record(side, number, figures)
+
+
+def load(bench: Bench) -> None:
+    """Start of a process to the first token of a prompt of 8 tokens, files in the page cache."""
+    for number in range(-1, bench.num_rounds):
+        for side in bench.sides:
+            fresh = Side(side.name, side.spec)
+            start = time.perf_counter()
+            fresh.ask("prefill", num_tokens=8)
+            seconds = time.perf_counter() - start
+            fresh.close()
+            if number >= 0:
+                bench.record(side, number, {"load_s": seconds})
+
+
+def memory(bench: Bench) -> None:
+    """Peak RSS of a new process: an image at 16 crops (2,388 tokens) and 256 tokens more."""
+    for side in bench.sides:
+        fresh = Side(side.name, side.spec)
+        try:
+            figures = fresh.ask("question", seed=1, rows=3, columns=5, num_tokens=256)
+            bench.record(side, 0, {"peak_rss_bytes": figures["peak_rss_bytes"]})
+        except UnknownTaskError:
+            continue
+        finally:
+            fresh.close()
+
+
+CASES: dict[str, Callable[[Bench], None]] = {
+    case.__name__: case
+    for case in (
+        prefill_512,
+        prefill_2380,
+        decode_512,
+        decode_2380,
+        vision,
+        photo,
+        second_question,
+        load,
+        memory,
+    )
+}

@@ -1,0 +1,117 @@
+"""A package in phi_edge's own runtime."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+import phi_edge
+from phi_edge.image import CROP_SIZE
+from phi_edge.package import DECODER, GRAPH_FILES
+
+from .protocol import Figures, peak_rss_bytes, serve
+
+# What the chat template and a question of 20 words come to with the checkpoint's tokenizer.
+_NUM_TOKENS_BEFORE, _NUM_TOKENS_AFTER = 5, 30
+
+
+class Ours:
+    """A loaded package, with one sequence that goes on."""
+
+    def __init__(self, model: str, **options: Any) -> None:
+        self._model = phi_edge.load_model(model, **options)
+        self._vocab_size = self._model.manifest.model.vocab_size
+        self._package = Path(model)
+        self._rng = np.random.default_rng(0)
+
+    def prefill(self, num_tokens: int) -> Figures:
+        """Start a sequence of random tokens."""
+        prompt = phi_edge.Prompt(self._tokens(num_tokens))
+        start = time.perf_counter()
+        self._run = self._model.start(prompt)
+        seconds = time.perf_counter() - start
+        return {"tokens_per_s": num_tokens / seconds}
+
+    def decode(self, num_tokens: int) -> Figures:
+        """Add tokens to the sequence, one by one, each the likeliest."""
+        token_id = int(self._run.logits.argmax())
+        start = time.perf_counter()
+        for _ in range(num_tokens):
+            token_id = int(self._run.append(token_id).argmax())
+        rate = num_tokens / (time.perf_counter() - start)
+        return {"tokens_per_s": rate, "weight_bytes_per_s": rate * self._weight_bytes}
+
+    @cached_property
+    def _weight_bytes(self) -> int:
+        """Not before a decode step asks: it is no part of a load, nor of its memory."""
+        return count_weight_bytes(self._package)
+
+    def vision(self, seed: int) -> Figures:
+        """Encode a new image of five crops, the whole image among them."""
+        crops = self._model.preprocess(self._image(seed, 2, 2), 4)
+        start = time.perf_counter()
+        self._model.encode_image(crops)
+        return {"s_per_crop": (time.perf_counter() - start) / len(crops.pixel_values)}
+
+    def question(self, seed: int, rows: int, columns: int, num_tokens: int) -> Figures:
+        """Ask about a new image, from its pixels on; the image is cut into rows * columns crops."""
+        image = self._image(seed, rows, columns)
+        return self._ask(image, rows * columns, num_tokens)
+
+    def second_question(self, seed: int, rows: int, columns: int) -> Figures:
+        """Ask about a new image, and then something else about the same one."""
+        image = self._image(seed, rows, columns)
+        first, second = (self._ask(image, rows * columns, 1)["first_token_s"] for _ in range(2))
+        return {"first_s": first, "second_s": second, "second_over_first": second / first}
+
+    def _ask(self, image: Image.Image, num_crops: int, num_tokens: int) -> Figures:
+        start = time.perf_counter()
+        crops = self._model.preprocess(image, num_crops)
+        # The first tokens are always those of the template.
+        before = np.arange(10, 10 + _NUM_TOKENS_BEFORE)
+        slots = np.full(crops.num_tokens, -1)
+        ids = np.concatenate([before, slots, self._tokens(_NUM_TOKENS_AFTER)])
+        events = self._model.generate(phi_edge.Prompt(ids, (crops,)), max_tokens=num_tokens)
+        next(events)
+        first = time.perf_counter() - start
+        for _ in events:
+            pass
+        return {"first_token_s": first, "peak_rss_bytes": peak_rss_bytes()}
+
+    def _tokens(self, count: int) -> npt.NDArray[np.int64]:
+        return self._rng.integers(100, self._vocab_size, count)
+
+    @staticmethod
+    def _image(seed: int, rows: int, columns: int) -> Image.Image:
+        """Noise of the size of the crops, twice as large if there are few, as photos are."""
+        scale = 2 if rows * columns <= 4 else 1
+        size = (scale * columns * CROP_SIZE, scale * rows * CROP_SIZE)
+        if (rows, columns) == (2, 2):
+            size = (1344, 1008)
+        noise = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
+        return Image.fromarray(noise)
+
+
+def count_weight_bytes(package: Path) -> int:
+    """Bytes of weights, scales and zero points that a decode step multiplies by."""
+    import onnx_ir as ir
+
+    decoder = ir.load(package / GRAPH_FILES[DECODER])
+    values = {
+        value.name: value.const_value.nbytes
+        for node in decoder.graph.all_nodes()
+        if node.op_type in ("MatMulNBits", "MatMul")
+        for value in node.inputs[1:]
+        if value is not None and value.const_value is not None
+    }
+    return sum(values.values())
+
+
+if __name__ == "__main__":
+    serve(Ours)

@@ -1,0 +1,162 @@
+"""Writes a package with the dimensions of Phi-3.5-vision and random weights, in seconds.
+
+    python -m benchmarks.synthetic_package OUT [--recipe ours|builder|fp32] [--set NAME=VALUE ...]
+
+No checkpoint is written, and nothing is quantized: packed values and scales are drawn at random,
+so that a calibrated recipe takes no longer than another; only an int8 cache wants two minutes, for
+scales. Its answers mean nothing; its size and speed are the real ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import tempfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from export import export_package
+from export.checkpoint import Checkpoint
+from phi_edge.package import Manifest
+from phi_edge.prompt import Prompt
+from quantize import BlockQuantizer, QuantizedBlocks, Recipe, make_recipe
+
+from .synthetic_checkpoint import FULL_SIZE, write_checkpoint
+
+# A prime, so that no two rows of a matrix are the same.
+_POOL_SIZE = 2**24 - 3
+_WEIGHT_STD = 0.02
+_RNG = np.random.default_rng(1)
+_POOL = _RNG.integers(0, 256, _POOL_SIZE, np.uint8)
+# Tokens that the scales of an int8 cache are taken from.
+_NUM_SEEN = 64
+
+
+class RandomCheckpoint(Checkpoint):
+    """A checkpoint whose weights are drawn when they are read; on disk it has their headers."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        rng = np.random.default_rng(0)
+        self._pool = rng.standard_normal(_POOL_SIZE, np.float32) * np.float32(_WEIGHT_STD)
+
+    @property
+    def files(self) -> list[Path]:
+        """Those that hold something: what is not there needs no digest."""
+        return [path for path in super().files if path.suffix == ".json"]
+
+    def read(self, name: str) -> npt.NDArray[np.generic]:
+        """Ones for a norm, and normal draws for everything else."""
+        shape = self.tensors[name].shape
+        if "norm" in name and name.endswith("weight"):
+            return np.ones(shape, np.float32)
+        return np.resize(np.roll(self._pool, zlib.crc32(name.encode())), shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomBlocks(BlockQuantizer):
+    """Gives blocks of the right shapes whose values are drawn, whatever the weights are."""
+
+    def quantize(self, weight: npt.NDArray[np.generic], _: Any = None) -> QuantizedBlocks:
+        """Values of a uniform distribution, and scales that make up for its width.
+
+        So the products stay in the range of a real model's: neither infinite nor denormal.
+        """
+        out_features, in_features = weight.shape
+        num_blocks = self.num_blocks(in_features)
+        # ONNX Runtime keeps equal weights once, so no two matrices may be equal.
+        pool = np.roll(_POOL, int(_RNG.integers(_POOL_SIZE)))
+        packed = np.resize(pool, (out_features, num_blocks, self.block_size * self.bits // 8))
+        # The standard deviation of 2^bits equally likely integers is 2^bits / sqrt(12).
+        scale = _WEIGHT_STD * math.sqrt(12) / 2**self.bits
+        spread = np.resize(pool, (out_features, num_blocks)) / np.float32(255) + np.float32(0.5)
+        middle = 0x88 if self.bits == 4 else 0x80
+        zero_points = np.full((out_features, -(-num_blocks * self.bits // 8)), middle, np.uint8)
+        return QuantizedBlocks(
+            packed, spread * np.float32(scale), None if self.symmetric else zero_points
+        )
+
+
+def builder_recipe() -> Recipe:
+    """What onnxruntime-genai's builder makes for int4 on a CPU unless told otherwise.
+
+    Blocks of 32, symmetric, accuracy level 4; embedding and vision tower in float32.
+    """
+    int4 = BlockQuantizer(4, 32, symmetric=True, accuracy_level=4)
+    return Recipe("int4", "float32", {"decoder": int4, "lm_head": int4})
+
+
+def write_package(
+    target: Path, recipe: Recipe, config: Mapping[str, object] = FULL_SIZE, *, provider: str = "cpu"
+) -> Manifest:
+    """Write a package of random weights, replacing one that is there.
+
+    Args:
+        target: Package folder.
+        recipe: From `quantize.make_recipe`. Its quantizers are replaced by `RandomBlocks`.
+        config: As in `config.json`.
+        provider: As in `export_package`.
+    """
+    names = [field.name for field in dataclasses.fields(BlockQuantizer)]
+    quantizers = {
+        group: RandomBlocks(**{name: getattr(quantizer, name) for name in names})
+        for group, quantizer in recipe.quantizers.items()
+    }
+    recipe = dataclasses.replace(recipe, quantizers=quantizers)
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(Path(folder), config, with_weights=False)
+        checkpoint = RandomCheckpoint(Path(folder))
+        sample = Prompt(_RNG.integers(checkpoint.config.vocab_size, size=_NUM_SEEN))
+        return export_package(
+            checkpoint, target, recipe, provider=provider, overwrite=True, samples=[sample]
+        )
+
+
+def parse_options(pairs: list[str]) -> dict[str, Any]:
+    """`name=value` pairs; a value is JSON, or else a text as it stands."""
+    options = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "--recipe",
+        choices=["ours", "builder", "fp32"],
+        default="ours",
+        help="ours: int4 of quantize.make_recipe; builder: onnxruntime-genai's",
+    )
+    parser.add_argument(
+        "--set",
+        dest="options",
+        metavar="NAME=VALUE",
+        nargs="+",
+        default=[],
+        help="arguments of make_recipe, as block_size=128",
+    )
+    args = parser.parse_args()
+    if args.recipe == "builder":
+        recipe = builder_recipe()
+    else:
+        precision = "int4" if args.recipe == "ours" else args.recipe
+        recipe = make_recipe(precision, "cpu", **parse_options(args.options))
+    manifest = write_package(args.out, recipe)
+    print(f"{args.out}: {manifest.size / 1e9:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
