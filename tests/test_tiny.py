@@ -14,7 +14,8 @@ import pytest
 import phi_edge
 from benchmarks.quality.evaluate import compare, evaluate, select_questions
 from benchmarks.quality.questions import make_example
-from export import Checkpoint, export_package
+from benchmarks.quality.samples import write_samples
+from export import Checkpoint, encode_samples, export_package
 from phi_edge import ChatCompletionsClient
 from phi_edge.image import open_image
 from phi_edge.model import BUNDLED_MODEL
@@ -28,6 +29,7 @@ from phi_edge.models import (
     UserMessage,
 )
 from phi_edge.package import read_manifest
+from phi_edge.samples import read_samples
 from quantize import make_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -112,14 +114,17 @@ def test_the_package_comes_from_the_checkpoint(tmp_path: Path) -> None:
         manifest.precision, manifest.provider, method=made["method"], block_size=made["block_size"]
     )
     assert recipe.as_dict()["quantizers"]["decoder"] == made
-    again = export_package(Checkpoint(CHECKPOINT), tmp_path / "package", recipe)
+    checkpoint = Checkpoint(CHECKPOINT)
+    write_samples(tmp_path / "samples", "train", 100)
+    samples = encode_samples(checkpoint, read_samples(tmp_path / "samples"))
+    again = export_package(checkpoint, tmp_path / "package", recipe, samples=samples)
     assert again.source == manifest.source
     assert again.model == manifest.model
     questions = [question for question in select_questions(3) if question.task == "colour"]
     with phi_edge.load_model() as model, phi_edge.load_model(tmp_path / "package") as reference:
         agreement = compare(model, reference, questions)
-    # To the byte where the processor adds in the same order.
-    assert agreement.kl < 1e-4
+    # To the byte where the processor adds in the same order; calibration adds a great deal.
+    assert agreement.kl < 2e-3
 
 
 def test_it_says_what_it_is() -> None:
