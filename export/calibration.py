@@ -18,7 +18,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from phi_edge import package
-from phi_edge.image import open_image, preprocess
+from phi_edge.image import preprocess
+from phi_edge.image_file import open_image
 from phi_edge.prompt import Prompt
 from phi_edge.samples import Sample
 from phi_edge.session import engine_errors, open_session

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from phi_edge.engine import Logits, Run
 from phi_edge.errors import PackageError
-from phi_edge.image import open_image
+from phi_edge.image_file import open_image
 from phi_edge.model import Model
 from phi_edge.prompt import Prompt
 from phi_edge.samples import Sample

@@ -17,7 +17,8 @@ import click
 
 from phi_edge import __version__, package
 from phi_edge.errors import PhiEdgeError
-from phi_edge.image import CROP_SIZE, ImageCrops, count_tokens, open_image
+from phi_edge.image import CROP_SIZE, ImageCrops, count_tokens
+from phi_edge.image_file import open_image
 from phi_edge.model import BUNDLED_MODEL, Model, load_model
 from phi_edge.prompt import chat_text, image_tags
 from phi_edge.samples import bundled_samples, read_samples

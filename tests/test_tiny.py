@@ -16,7 +16,7 @@ from benchmarks.quality.evaluate import compare, evaluate, select_questions
 from benchmarks.quality.questions import make_example
 from export import Checkpoint, export_package
 from phi_edge import ChatCompletionsClient
-from phi_edge.image import open_image
+from phi_edge.image_file import open_image
 from phi_edge.model import BUNDLED_MODEL
 from phi_edge.models import (
     AssistantMessage,
