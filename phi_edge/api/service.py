@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
 from phi_edge.constraint import JsonConstraint, JsonGrammar
@@ -16,7 +16,7 @@ from phi_edge.engine import Run
 from phi_edge.errors import ContextLengthError, HttpResponseError, PhiEdgeError, PromptError
 from phi_edge.generation import GenerationEvent, TokenLogprobs, generate_events
 from phi_edge.model import Model
-from phi_edge.prompt import Prompt
+from phi_edge.prompt import Prompt, plain_text
 from phi_edge.sampling import Sampler
 from phi_edge.text import Detokenizer, token_bytes
 
@@ -222,7 +222,11 @@ class ChatService:
         """Everything that can be found wrong with a request is found here."""
         tools = request.tools if request.tool_choice != "none" else []
         conversation = make_conversation(
-            request.messages, tools, self._image_policy, self._system_role
+            request.messages,
+            tools,
+            self._image_policy,
+            self._system_role,
+            functools.partial(plain_text, self.model.tokenizer),
         )
         self._check_prompt(conversation)
         prompt = self._encode(conversation)
@@ -274,7 +278,7 @@ class ChatService:
                 param="messages" if prompt.num_tokens >= context_length else "max_tokens",
             )
 
-    @cached_property
+    @functools.cached_property
     def _grammar(self) -> JsonGrammar:
         model = self.model.manifest.model
         return JsonGrammar(self.model.tokenizer, model.vocab_size, model.eos_token_ids)
