@@ -23,7 +23,7 @@ import phi_edge
 from benchmarks.synthetic_checkpoint import write_tokenizer
 from export import PROVIDERS, Checkpoint, export_package
 from phi_edge.doctor import examine
-from phi_edge.image import open_image
+from phi_edge.image_file import open_image
 from phi_edge.prompt import chat_text, image_tags
 from phi_edge.samples import bundled_samples
 from quantize import make_recipe

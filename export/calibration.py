@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from phi_edge.image import open_image, preprocess
+from phi_edge.image import preprocess
+from phi_edge.image_file import open_image
 from phi_edge.prompt import Prompt
 from phi_edge.samples import Sample
 

@@ -20,7 +20,8 @@ from tokenizers import Tokenizer
 
 from phi_edge.engine import Features, Logits, Run
 from phi_edge.errors import PackageError
-from phi_edge.image import ImageCrops, open_image
+from phi_edge.image import ImageCrops
+from phi_edge.image_file import open_image
 from phi_edge.model import Model
 from phi_edge.prompt import Prompt
 from phi_edge.samples import Sample

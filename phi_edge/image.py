@@ -13,14 +13,13 @@ import dataclasses
 import hashlib
 import math
 from functools import cached_property
-from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from phi_edge.errors import ImageError
+from phi_edge.image_file import check_size, decoding
 
 CROP_SIZE = 336
 
@@ -67,32 +66,6 @@ def count_tokens(image_size: tuple[int, int]) -> int:
     crops = (height * width + 1) * _TOKENS_PER_CROP
     separators = 1 + (height + 1) * _TOKENS_PER_CROP_SIDE
     return crops + separators
-
-
-def open_image(source: Path | BinaryIO) -> Image.Image:
-    """Read an image file, or what one holds, turned upright as its EXIF orientation says.
-
-    Raises:
-        ImageError: The file is missing, no image, damaged, or absurdly large.
-    """
-    name = str(source) if isinstance(source, Path) else "the data"
-    try:
-        with Image.open(source) as image:
-            return ImageOps.exif_transpose(image)
-    except FileNotFoundError:
-        raise ImageError(f"there is no image at {name}") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"{name} is not an image in a format that Pillow reads") from None
-    except _DECODING_ERRORS as error:
-        raise ImageError(f"{name} cannot be decoded: {error}") from None
-
-
-_DECODING_ERRORS = (
-    OSError,
-    SyntaxError,  # what Pillow raises for a broken PNG
-    ValueError,
-    Image.DecompressionBombError,
-)
 
 
 def layout(width: int, height: int, num_crops: int) -> tuple[int, int]:
@@ -144,12 +117,9 @@ def hd_image(image: Image.Image, num_crops: int) -> npt.NDArray[np.uint8]:
     """
     if num_crops < 1:
         raise ImageError(f"num_crops must be at least 1, not {num_crops}")
-    if 0 in image.size:
-        raise ImageError(f"the image has no pixels ({image.width} x {image.height})")
-    try:
-        image = image.convert("RGB")
-    except _DECODING_ERRORS as error:
-        raise ImageError(f"the image cannot be decoded: {error}") from None
+    check_size(image, "the image")
+    with decoding("the image"):
+        image = _to_8_bits(image).convert("RGB")
 
     is_portrait = image.width < image.height
     if is_portrait:
@@ -162,6 +132,22 @@ def hd_image(image: Image.Image, num_crops: int) -> npt.NDArray[np.uint8]:
     return padded.transpose(1, 0, 2) if is_portrait else padded
 
 
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey values to 0-255; other modes stay as they are.
+
+    The reference differs: it leaves the conversion to Pillow, which cuts values off at 255, so
+    that nearly the whole image becomes white. Mode "I" may hold any range, and is taken for 16
+    bits where it has values above 255.
+    """
+    if not image.mode.startswith("I"):
+        return image
+    wide = image.convert("I")
+    if image.mode == "I" and int(np.asarray(wide).max()) <= 255:
+        return image
+    # 65,535 / 255 = 257; the half rounds, since Pillow cuts fractions off.
+    return wide.point(lambda value: value * (1 / 257) + 0.5).convert("L")
+
+
 def preprocess(
     image: Image.Image,
     num_crops: int,
@@ -171,7 +157,7 @@ def preprocess(
     """Turn an image into the vision graph's input.
 
     Args:
-        image: Any mode; transparency is dropped, not composited.
+        image: Any mode; transparency is dropped, not composited. 16-bit grey is scaled to 8 bits.
         num_crops: Most sub crops to use.
         mean: Per-channel mean (RGB) of values in 0-1.
         std: Per-channel standard deviation.

@@ -21,7 +21,7 @@ from phi_edge.image import ImageCrops
 
 logger = logging.getLogger(__name__)
 
-_IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
+_IMAGE_TAG = re.compile(r"<\|image_(\d{1,9})\|>")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,6 +97,22 @@ def _tokenize(tokenizer: Tokenizer, text: str) -> npt.NDArray[np.int64]:
 
 def _list_tags(numbers: Iterable[int]) -> str:
     return ", ".join(f"<|image_{number}|>" for number in numbers) or "no image tags"
+
+
+def plain_text(tokenizer: Tokenizer, text: str) -> str:
+    """Text in which nothing is a special token or an image tag any more.
+
+    A space after the first character makes ordinary text of them: `<|end|>` becomes `< |end|>`.
+    Texts that have none stay as they are, and so do their tokens.
+
+    Args:
+        tokenizer: Knows the special tokens.
+        text: From someone who must not end a turn, begin another, or place an image.
+    """
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    found = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
+    pattern = rf"{_IMAGE_TAG.pattern}|{found}" if found else _IMAGE_TAG.pattern
+    return re.sub(pattern, lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
 
 def image_tags(num_images: int) -> str:

@@ -21,7 +21,7 @@ import phi_edge
 from benchmarks.synthetic_checkpoint import write_tokenizer
 from export import Checkpoint, export_package
 from phi_edge.api.service import ChatService
-from phi_edge.image import open_image
+from phi_edge.image_file import open_image
 from quantize import make_recipe
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,7 +15,8 @@ from PIL import Image
 
 import phi_edge
 from phi_edge import ImageError
-from phi_edge.image import open_image
+from phi_edge.image import _to_8_bits
+from phi_edge.image_file import open_image
 
 from .conftest import GOLDEN
 
@@ -72,7 +78,7 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
         open_image(text)
     with pytest.raises(ImageError, match="no image at"):
         open_image(tmp_path / "missing.png")
-    with pytest.raises(ImageError, match="cannot be decoded"):
+    with pytest.raises(ImageError, match="cannot be read"):
         open_image(tmp_path)
 
 
@@ -82,3 +88,115 @@ def test_open_image_turns_it_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turned by 90 degrees
     image.save(tmp_path / "turned.jpg", exif=exif)
     assert open_image(tmp_path / "turned.jpg").size == (20, 40)
+
+
+# What files hold
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> io.BytesIO:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    file.seek(0)
+    return file
+
+
+def png_header(width: int, height: int) -> io.BytesIO:
+    """A PNG of a few bytes that says it has so many pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [b"\x89PNG\r\n\x1a\n"]
+    for name, content in ((b"IHDR", header), (b"IDAT", b"")):
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        chunks += [struct.pack(">I", len(content)), name, content, checksum]
+    return io.BytesIO(b"".join(chunks))
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(8193, 8192), (13_000, 13_000), (50_000, 50_000), (2**31 - 1, 1)]
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_more_pixels_than_allowed(width: int, height: int) -> None:
+    """The header is enough to tell: there is nothing else to decode."""
+    with pytest.raises(ImageError, match="PHI_EDGE_MAX_IMAGE_PIXELS"):
+        open_image(png_header(width, height))
+
+
+def test_the_limit_can_be_set(monkeypatch: pytest.MonkeyPatch, model: phi_edge.Model) -> None:
+    image = Image.new("RGB", (40, 30))
+    monkeypatch.setenv("PHI_EDGE_MAX_IMAGE_PIXELS", "1200")
+    assert open_image(encoded(image, "PNG")).size == (40, 30)
+    monkeypatch.setenv("PHI_EDGE_MAX_IMAGE_PIXELS", "1199")
+    with pytest.raises(ImageError, match="1,199"):
+        open_image(encoded(image, "PNG"))
+    with pytest.raises(ImageError, match="1,199"):
+        model.preprocess(image)
+    monkeypatch.setenv("PHI_EDGE_MAX_IMAGE_PIXELS", "many")
+    with pytest.raises(ImageError, match="not 'many'"):
+        open_image(encoded(image, "PNG"))
+
+
+@pytest.mark.parametrize("size", [(100_000, 1), (1, 100_000)])
+def test_a_line_of_pixels(model: phi_edge.Model, size: tuple[int, int]) -> None:
+    with pytest.raises(ImageError, match="too long and thin"):
+        model.preprocess(open_image(encoded(Image.new("L", size), "PNG")), 16)
+
+
+def test_16_bit_grey_is_scaled() -> None:
+    """Pillow alone would make white of everything above 255."""
+    values = np.array([[0, 128, 129, 257, 0x8000, 0xFFFF]], np.uint16)
+    for kind in ("PNG", "TIFF"):
+        image = open_image(encoded(Image.fromarray(values), kind))
+        shown = np.asarray(_to_8_bits(image).convert("RGB"))[0, :, 0]
+        assert shown.tolist() == [0, 0, 1, 1, 128, 255]
+    wide, narrow = (Image.fromarray(values.astype(np.int32) // by) for by in (1, 257))
+    assert np.asarray(_to_8_bits(wide))[0].tolist() == [0, 0, 1, 1, 128, 255]
+    assert np.asarray(_to_8_bits(narrow))[0].tolist() == [0, 0, 0, 1, 127, 255]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk(kind: str) -> None:
+    red = Image.new("RGB", (16, 16), "red")
+    image = open_image(encoded(red.convert("CMYK"), kind))
+    assert image.mode == "CMYK"
+    shown = np.asarray(image.convert("RGB"), np.int16)
+    assert np.abs(shown - (255, 0, 0)).max() < 4
+
+
+def test_a_palette_with_a_transparent_colour() -> None:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    shown = open_image(encoded(image, "PNG", transparency=1)).convert("RGB")
+    assert np.asarray(shown)[0, 0].tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_an_animation_the_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), (value, 0, 0)) for value in (0, 100, 200)]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    animation = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert np.asarray(open_image(animation).convert("RGB")).max() == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
+        (b'<?xml version="1.0"?><!-- --><svg/>', "SVG"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image in a format"),
+        (b"%PDF-1.7", "not an image in a format"),
+        (b"", "not an image in a format"),
+    ],
+)
+def test_formats_that_are_not_read(content: bytes, advice: str) -> None:
+    with pytest.raises(ImageError, match=advice) as raised:
+        open_image(io.BytesIO(content))
+    assert "0x" not in str(raised.value)
+
+
+def test_the_decoders_words_are_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = encoded(Image.new("RGB", (4, 4)), "PNG")
+    for error in (RuntimeError("<Decoder at 0x7f00>"), zlib.error("x7f00"), MemoryError("x7f00")):
+        monkeypatch.setattr(Image.Image, "load", Mock(side_effect=error))
+        with pytest.raises(ImageError, match="decode") as raised:
+            open_image(file)
+        assert "x7f00" not in str(raised.value)

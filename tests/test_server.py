@@ -134,6 +134,8 @@ def test_key(service: ChatService) -> None:
         ({"Host": "localhost:8000"}, 200),
         ({"Host": "[::1]:8000"}, 200),
         ({"Host": "attacker.example"}, 403),
+        ({"Host": "["}, 403),
+        ({"Origin": "http://["}, 403),
         ({"Host": "127.0.0.1.attacker.example"}, 403),
         ({"Origin": "http://localhost:3000"}, 200),
         ({"Origin": "https://attacker.example"}, 403),

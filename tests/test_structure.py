@@ -70,7 +70,7 @@ def test_rich_and_click_stay_in_the_cli() -> None:
 def test_the_exporter_meets_the_runtime_in_formats_alone() -> None:
     """Calibration, which runs graphs, needs a little more."""
     format_alone = {f"phi_edge.{name}" for name in ("__version__", "errors", "package", "prompt")}
-    running = {f"phi_edge.{name}" for name in ("image", "samples", "session")}
+    running = {f"phi_edge.{name}" for name in ("image", "image_file", "samples", "session")}
     for file in (ROOT / "export").glob("*.py"):
         runs = file.name in ("calibration.py", "layerwise.py", "reference.py")
         contract = format_alone | running if runs else format_alone

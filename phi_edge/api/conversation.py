@@ -7,7 +7,7 @@ most, and only the conversation's last image is kept.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from phi_edge.errors import HttpResponseError
@@ -38,6 +38,7 @@ def make_conversation(
     tools: Sequence[Tool],
     image_policy: ImagePolicy,
     system_role: SystemRole,
+    plain: Callable[[str], str],
 ) -> Conversation:
     """Put the messages into the chat template.
 
@@ -47,6 +48,7 @@ def make_conversation(
         image_policy: "last": one image a message, and only the last image of the conversation
             stays in it. "all": any number, all kept, as the model itself takes them.
         system_role: The role that system messages get.
+        plain: Makes ordinary text of special tokens, which no message may bring along.
 
     Raises:
         HttpResponseError: 400; more images than the policy allows.
@@ -54,7 +56,7 @@ def make_conversation(
     images: list[PlacedImage] = []
     turns: list[tuple[str, str]] = []
     if tools:
-        turns.append((system_role, _describe_tools(tools)))
+        turns.append((system_role, plain(_describe_tools(tools))))
     last = max((at for at, message in enumerate(messages) if message.images), default=None)
     for at, message in enumerate(messages):
         if image_policy == "last" and len(message.images) > 1:
@@ -66,7 +68,7 @@ def make_conversation(
                 param=f"messages[{at}].content",
             )
         keeps_images = image_policy == "all" or at == last
-        turns.append(_make_turn(message, at, images, system_role, keeps_images=keeps_images))
+        turns.append(_make_turn(message, at, images, system_role, plain, keeps_images=keeps_images))
     return Conversation(chat_text(turns), images)
 
 
@@ -75,24 +77,28 @@ def _make_turn(
     at: int,
     images: list[PlacedImage],
     system_role: SystemRole,
+    plain: Callable[[str], str],
     *,
     keeps_images: bool,
 ) -> tuple[str, str]:
     """(role, content) of a message; its images are added to `images`."""
-    content = ""
+    content, text = "", ""  # what precedes the last image tag, and the text after it
     for index in _order(message.parts):
         part = message.parts[index]
         if isinstance(part, TextPart):
-            content += part.text
+            text += part.text
         elif keeps_images:
             images.append(PlacedImage(part, f"messages[{at}].content[{index}].image_url.url"))
-            content += f"<|image_{len(images)}|>\n"
+            # Text is made plain as a whole, since a token may be spread over two parts.
+            content += f"{plain(text)}<|image_{len(images)}|>\n"
+            text = ""
+    for call in message.tool_calls or ():
+        text += _describe_call(call.function.name, call.function.arguments)
+    content += plain(text)
     if message.role in ("system", "developer"):
         return system_role, content
     if message.role == "tool":
         return "user", f"The tool's result: {content}"
-    for call in message.tool_calls or ():
-        content += _describe_call(call.function.name, call.function.arguments)
     return message.role, content
 
 

@@ -6,6 +6,7 @@ fields that only that one has.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -36,6 +37,13 @@ IGNORED_FIELDS = frozenset(
     {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier"}
     | {"prompt_cache_key", "modalities"}
 )
+# Far above what clients send, and low enough that no request costs much before it is refused.
+MAX_MESSAGES = 4096
+MAX_PARTS = 1024
+MAX_TOOLS = 128  # as OpenAI's API has it
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 1024
+MAX_DEPTH = 100  # of lists and objects inside one another, in one field
 # Branches of the two kinds of content; they are no part of a field's name.
 _STRING, _PARTS = "content as a string", "content as parts"
 
@@ -91,7 +99,7 @@ class ToolCall(_Part):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 # With a discriminator, what is wrong with a list of parts is not hidden by its being no string.
 Content = Annotated[
-    Annotated[str, Tag(_STRING)] | Annotated[list[Part], Tag(_PARTS)],
+    Annotated[str, Tag(_STRING)] | Annotated[list[Part], Tag(_PARTS), Field(max_length=MAX_PARTS)],
     Discriminator(lambda content: _STRING if isinstance(content, str) else _PARTS),
 ]
 
@@ -107,7 +115,7 @@ class Message(_Part):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[ToolCall] | None = Field(None, max_length=MAX_TOOLS)
     tool_call_id: str | None = None
 
     @model_validator(mode="after")
@@ -196,6 +204,7 @@ def _read_number(value: object) -> object:
 
 
 Penalty = Annotated[float, BeforeValidator(_read_number), Field(ge=-2, le=2)]
+StopString = Annotated[str, Field(max_length=MAX_STOP_CHARACTERS)]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 
@@ -210,13 +219,13 @@ class ChatRequest(_Fields):
         seed: Makes draws repeatable; choice k draws with the seed plus k.
     """
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     model: str | None = None
     temperature: float = Field(0.0, ge=0, le=2)
     top_p: float = Field(1.0, ge=0, le=1)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    stop: str | list[str] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     seed: int | None = None
@@ -227,7 +236,7 @@ class ChatRequest(_Fields):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] = {}
     n: int = Field(1, ge=1, le=128)
-    tools: list[Tool] = []
+    tools: list[Tool] = Field([], max_length=MAX_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
 
     @model_validator(mode="after")
@@ -281,10 +290,41 @@ def parse_request(body: object, extra_parameters: ExtraParameters = "pass-throug
         if unknown:
             raise _not_supported(unknown, fields)
         fields = {name: fields[name] for name in fields.keys() - IGNORED_FIELDS}
+    for name, value in fields.items():
+        if problem := _find_problem(value):
+            raise HttpResponseError(400, f"{name}: {problem}", code="invalid_request", param=name)
     try:
         return ChatRequest.model_validate(fields)
     except ValidationError as error:
         raise _invalid(error) from None
+
+
+def _find_problem(field: object) -> str | None:
+    """What no field may hold, wherever in it: far too deep nesting, NaN, half a character."""
+    level = [field]
+    for _ in range(MAX_DEPTH + 1):
+        deeper: list[object] = []
+        for value in level:
+            if isinstance(value, Mapping):
+                deeper += [*value.keys(), *value.values()]
+            elif isinstance(value, list | tuple):
+                deeper += value
+            elif isinstance(value, float) and not math.isfinite(value):
+                return "NaN and Infinity are no JSON numbers"
+            elif isinstance(value, str) and not value.isascii() and _is_broken(value):
+                return "the text has half of a surrogate pair"
+        if not deeper:
+            return None
+        level = deeper
+    return f"lists and objects are nested more than {MAX_DEPTH} deep"
+
+
+def _is_broken(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _not_supported(names: list[str], fields: Mapping[str, Any]) -> HttpResponseError:

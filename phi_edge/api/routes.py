@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
@@ -18,6 +19,8 @@ from phi_edge.errors import HttpResponseError, PhiEdgeError
 from .request import ChatRequest, ExtraParameters, parse_request
 from .response import Chunk
 from .service import ChatService
+
+logger = logging.getLogger(__name__)
 
 JSON_TYPE = "application/json"
 STREAM_TYPE = "text/event-stream"
@@ -142,7 +145,9 @@ class Routes:
 def error_reply(error: PhiEdgeError) -> Reply:
     """The reply that tells of an error."""
     if not isinstance(error, HttpResponseError):
-        error = HttpResponseError(500, str(error))
+        # An engine's own words may have paths and addresses in them.
+        logger.error("a request failed: %s: %s", type(error).__name__, error)
+        error = HttpResponseError(500, "the model failed to answer; the log says why")
     headers = {"content-type": JSON_TYPE, **error.headers}
     return Reply(error.status_code, headers, json.dumps(error.body).encode())
 
@@ -153,9 +158,18 @@ def _json_reply(body: Mapping[str, Any]) -> Reply:
 
 def _read_json(body: bytes) -> object:
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
+        return json.loads(body, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise HttpResponseError(
+            400, "the request body is not JSON: it is nested too deep"
+        ) from None
+    except ValueError as error:
         raise HttpResponseError(400, f"the request body is not JSON: {error}") from None
+
+
+def _refuse_constant(name: str) -> None:
+    """Python reads these, and JSON has not got them."""
+    raise ValueError(f"{name} is no number in it")
 
 
 def _openai_usage(chunks: Iterator[Chunk], with_usage: bool) -> Iterator[Chunk]:  # noqa: FBT001

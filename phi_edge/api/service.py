@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
 from PIL import Image
@@ -23,7 +23,7 @@ from phi_edge.errors import (
 from phi_edge.generation import Generation, GenerationEvent, TokenLogprobs, generate_choices
 from phi_edge.image import DETAIL_CROPS, ImageCrops
 from phi_edge.model import Model
-from phi_edge.prompt import Prompt
+from phi_edge.prompt import Prompt, plain_text
 from phi_edge.sampling import Sampler
 from phi_edge.text import Detokenizer, token_bytes
 
@@ -225,7 +225,11 @@ class ChatService:
         """Everything that can be found wrong with a request is found here."""
         tools = request.tools if request.tool_choice != "none" else []
         conversation = make_conversation(
-            request.messages, tools, self._image_policy, self._system_role
+            request.messages,
+            tools,
+            self._image_policy,
+            self._system_role,
+            functools.partial(plain_text, self.model.tokenizer),
         )
         self._check_prompt(conversation)
         prompt = self._encode(conversation)
@@ -299,7 +303,7 @@ class ChatService:
         except MemoryLimitError as error:
             raise HttpResponseError(400, str(error), code="memory_limit_exceeded") from None
 
-    @cached_property
+    @functools.cached_property
     def _grammar(self) -> JsonGrammar:
         model = self.model.manifest.model
         return JsonGrammar(self.model.tokenizer, model.vocab_size, model.eos_token_ids)

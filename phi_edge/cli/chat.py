@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from phi_edge.image import ImageCrops, open_image
+from phi_edge.image import ImageCrops
+from phi_edge.image_file import open_image
 from phi_edge.model import Model
 from phi_edge.prompt import chat_text, image_tags
 

@@ -46,11 +46,11 @@ class Guard:
         await self._app(scope, receive, send)
 
     def _check(self, path: str, headers: Headers) -> None:
-        host = urlsplit(f"//{headers.get('host', '')}").hostname
+        host = _host_of(f"//{headers.get('host', '')}")
         if self._is_local and host not in LOOPBACK_HOSTS:
             raise HttpResponseError(403, f"this server is not {host}: call it as localhost")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).hostname not in LOOPBACK_HOSTS | {host}:
+        if origin is not None and (_host_of(origin) or origin) not in LOOPBACK_HOSTS | {host}:
             raise HttpResponseError(403, f"web pages of {origin} may not use this server")
         if self._api_key is not None and path not in OPEN_PATHS and not self._has_key(headers):
             raise HttpResponseError(
@@ -66,3 +66,10 @@ class Guard:
         # Every comparison is made, and none stops at the first difference.
         matches = [hmac.compare_digest(key.encode(), wanted) for key in given]
         return any(matches)
+
+
+def _host_of(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:  # brackets that hold no IPv6 address
+        return None

@@ -54,7 +54,7 @@ class Job:
             if not isinstance(reply.body, bytes):
                 for part in reply.body:
                     self._put(part)
-        except Exception:
+        except BaseException:  # a panic of native code, too, must not end the thread
             logger.exception("a request failed")
             self._put(error_reply(HttpResponseError(500, "the request failed; the log says why")))
         self._put(None)

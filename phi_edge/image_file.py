@@ -1,0 +1,114 @@
+"""Image files: what is read, how large it may be, and what is said of a bad one."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from phi_edge.errors import ImageError
+
+logger = logging.getLogger(__name__)
+
+MAX_PIXELS_VARIABLE = "PHI_EDGE_MAX_IMAGE_PIXELS"
+# 201 MB as RGB. Pillow itself opens none with more than twice its `Image.MAX_IMAGE_PIXELS`.
+_DEFAULT_MAX_PIXELS = 2**26
+# Formats that images are exchanged in. Pillow reads more, some through programs of their own
+# (PostScript), and each is one more decoder for damaged data. HEIF is a plugin's.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000", "PPM", "ICO")
+
+
+def open_image(source: Path | BinaryIO) -> Image.Image:
+    """Read an image file, or what one holds, turned upright as its EXIF orientation says.
+
+    The number of pixels is taken from the header and checked before anything is decoded. Of an
+    animation, only the first frame is. The decoder's own words are kept from the error, since
+    they may tell of this process; the log has them at level DEBUG.
+
+    Args:
+        source: In one of the usual formats: PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000,
+            PPM, ICO; HEIF where a Pillow plugin for it is registered.
+
+    Raises:
+        ImageError: The file is missing, no image, damaged, or has more pixels than
+            PHI_EDGE_MAX_IMAGE_PIXELS (67,108,864 when it is not set).
+    """
+    name = str(source) if isinstance(source, Path) else "the data"
+    if not isinstance(source, Path):
+        return _decode(source, name)
+    try:
+        with source.open("rb") as file:
+            return _decode(file, name)
+    except FileNotFoundError:
+        raise ImageError(f"there is no image at {name}") from None
+    except OSError as error:
+        raise ImageError(f"{name} cannot be read: {error.strerror}") from None
+
+
+def _decode(file: BinaryIO, name: str) -> Image.Image:
+    Image.init()
+    formats = [each for each in _FORMATS if each in Image.OPEN]
+    with decoding(name):
+        try:
+            image = Image.open(file, formats=formats)
+        except UnidentifiedImageError:
+            file.seek(0)
+            raise ImageError(f"{name} {_describe_unknown(file.read(256))}") from None
+        with image:
+            check_size(image, name)
+            return ImageOps.exif_transpose(image)
+
+
+@contextmanager
+def decoding(name: str) -> Iterator[None]:
+    """Turn whatever a decoder raises for damaged data, which may be anything, into `ImageError`."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(f"{name} {_too_large(Image.MAX_IMAGE_PIXELS)}") from None
+    except MemoryError:
+        raise ImageError(f"{name} needs more memory to decode than there is") from None
+    except Exception as error:  # noqa: BLE001
+        logger.debug("decoding %s: %s: %s", name, type(error).__name__, error)
+        raise ImageError(f"{name} cannot be decoded: it is damaged or cut short") from None
+
+
+def _describe_unknown(head: bytes) -> str:
+    """Why a file that begins so is not read, and what to do."""
+    if head[4:8] == b"ftyp":
+        return (
+            "is HEIC or AVIF, or a video, and no decoder for it is installed: save it as JPEG or "
+            "PNG, or in Python register one (`pillow_heif.register_heif_opener()`)"
+        )
+    if b"<svg" in head.lower() or head.lstrip().startswith(b"<?xml"):
+        return "is an SVG drawing, or other XML, and has no pixels: render it to PNG first"
+    return "is not an image in a format that is read: save it as PNG or JPEG"
+
+
+def _too_large(limit: int | None) -> str:
+    return (
+        f"has more pixels than the {limit or 0:,} that are allowed: scale it down, or set "
+        f"{MAX_PIXELS_VARIABLE}"
+    )
+
+
+def check_size(image: Image.Image, name: str) -> None:
+    """Check an image's width and height, which are known before it is decoded.
+
+    Raises:
+        ImageError: It has no pixels, or too many.
+    """
+    if 0 in image.size:
+        raise ImageError(f"{name} has no pixels ({image.width} x {image.height})")
+    text = os.environ.get(MAX_PIXELS_VARIABLE, str(_DEFAULT_MAX_PIXELS))
+    if not text.isdecimal():
+        raise ImageError(f"{MAX_PIXELS_VARIABLE} has to be a number of pixels, not {text!r}")
+    if image.width * image.height > int(text):
+        raise ImageError(f"{name} {_too_large(int(text))}")
