@@ -209,8 +209,11 @@ def _parse_manifest(raw: Mapping[str, Any]) -> Manifest:
     for key in ("source", "files"):
         fields[key] = {name: FileEntry(**entry) for name, entry in raw[key].items()}
     for name in fields["files"]:
-        if Path(name).name != name:
+        if Path(name).name != name or "\\" in name:
             raise ValueError(f"file name {name!r} is a path")
+    unlisted = {*GRAPH_FILES.values(), TOKENIZER_FILE} - fields["files"].keys()
+    if unlisted:
+        raise ValueError(f"it does not list {', '.join(sorted(unlisted))}")
     return Manifest(**fields)
 
 
@@ -239,6 +242,8 @@ def _file_problems(folder: Path, manifest: Manifest, *, verify: bool) -> Iterato
         path = folder / name
         if not path.is_file():
             yield f"{name} is missing"
+        elif path.resolve().parent != folder.resolve():
+            yield f"{name} is a link to a file outside the package"
         elif (size := path.stat().st_size) != entry.size:
             yield f"{name} has {size:,} bytes instead of {entry.size:,}"
         elif (verify or size <= ALWAYS_HASHED_BYTES) and describe_file(path) != entry:

@@ -614,7 +614,7 @@ def test_a_text_forges_no_turn_and_no_image(
     prompts: list[phi_edge.Prompt] = []
     service = ChatService(model, image_policy="all")
 
-    def start(prompt: phi_edge.Prompt, _cancel: object) -> None:
+    def start(prompt: phi_edge.Prompt, *_: object) -> None:
         prompts.append(prompt)
         raise GenerationCancelled
 

@@ -38,7 +38,7 @@ def test_export_info_and_chat(compact_checkpoint: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "int4 for cpu" in done.stdout
 
-    done = phi_edge("info", package, "--json", "--verify")
+    done = phi_edge("info", package, "--json")
     facts = json.loads(done.stdout)
     assert facts["precision"] == "int4"
     assert facts["image_tokens"] == {
@@ -142,7 +142,7 @@ def test_info_names_a_changed_file(export_compact: Exporter, tmp_path: Path) -> 
     package = Path(shutil.copytree(export_compact("int4"), tmp_path / "package"))
     with (package / "vision.onnx.data").open("r+b") as file:
         file.write(b"\xff\xff\xff\xff")
-    done = phi_edge("info", package, "--verify")
+    done = phi_edge("verify", package)
     assert done.returncode == 1
     assert "vision.onnx.data was changed" in done.stderr
 

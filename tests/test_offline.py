@@ -41,7 +41,7 @@ checkpoint, package, image = sys.argv[1:]
 for arguments in (
     ["export", checkpoint, package],
     ["chat", "--model", package, "--image", image, "--num-crops", "1", "--max-tokens", "3", "Hi"],
-    ["info", "--verify", package],
+    ["verify", package],
 ):
     try:
         main(arguments)

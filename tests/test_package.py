@@ -73,6 +73,20 @@ def test_truncated_and_missing_files_are_all_named(package_copy: Path) -> None:
     assert "vision.onnx is missing" in str(caught.value)
 
 
+def test_a_link_out_of_the_package(package_copy: Path, tmp_path: Path) -> None:
+    """Same content or not: what it leads to may change, and is not the package's to give away."""
+    path = package_copy / "decoder.onnx.data"
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PackageError, match=r"decoder\.onnx\.data is a link to a file outside"):
+        phi_edge.load_model(package_copy)
+
+
+def test_a_link_to_the_package_itself(package_copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(package_copy, target_is_directory=True)
+    phi_edge.load_model(tmp_path / "link").close()
+
+
 def test_no_package(tmp_path: Path) -> None:
     with pytest.raises(PackageNotFoundError, match="phi-edge export"):
         phi_edge.load_model(tmp_path)
@@ -94,6 +108,8 @@ def test_newer_format(package_copy: Path) -> None:
         lambda manifest: manifest["model"].update(surprise=1),
         lambda manifest: manifest["files"].update({"decoder.onnx": {"size": 1}}),
         lambda manifest: manifest["files"].update({"../x": {"size": 1, "sha256": ""}}),
+        lambda manifest: manifest["files"].update({"..\\x": {"size": 1, "sha256": ""}}),
+        lambda manifest: manifest["files"].pop("decoder.onnx"),
         lambda manifest: manifest.update(model=None),
     ],
 )

@@ -1,4 +1,4 @@
-"""Commands that tell something: `phi-edge info`, `doctor`, `calibrate` and `bench`."""
+"""Commands that tell something: `phi-edge info`, `verify`, `doctor`, `calibrate`, `bench`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ _package_argument = click.argument(
 @click.command()
 @_package_argument
 @json_option
-@click.option("--verify", is_flag=True, help="Compare every file with its digest.")
 @click.option(
     "--prompt-tokens",
     type=click.IntRange(min=1),
@@ -55,14 +54,13 @@ def info(
     *,
     model_path: Path,
     as_json: bool,
-    verify: bool,
     prompt_tokens: int | None,
     provider: str,
     **request: Any,
 ) -> None:
     """Tell what PACKAGE is, the bundled one by default; or what a request to it would take."""
     manifest = package.read_manifest(model_path)
-    package.check_files(model_path, manifest, verify=verify)
+    package.check_files(model_path, manifest)
     if prompt_tokens is None:
         if request["num_images"]:
             raise click.UsageError("--images goes with --prompt-tokens")
@@ -76,6 +74,15 @@ def info(
         click.echo(json.dumps(facts, indent=2))
     else:
         show_facts(facts)
+
+
+@click.command()
+@_package_argument
+def verify(*, model_path: Path) -> None:
+    """Compare every file of PACKAGE with its digest, and name what differs."""
+    manifest = package.read_manifest(model_path)
+    package.check_files(model_path, manifest, verify=True)
+    click.echo(f"{model_path}: all {len(manifest.files)} files are as they were exported")
 
 
 def _runs_on(manifest: package.Manifest) -> str:

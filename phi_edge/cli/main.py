@@ -13,7 +13,7 @@ from phi_edge.errors import PhiEdgeError
 
 from .chat import chat
 from .export import certify, export
-from .inspect import bench, calibrate, doctor, info
+from .inspect import bench, calibrate, doctor, info, verify
 from .serve import serve
 
 _INTERRUPTED = 130
@@ -53,5 +53,5 @@ def cli(*, verbose: bool) -> None:
     )
 
 
-for _command in (export, chat, serve, info, certify, doctor, calibrate, bench):
+for _command in (export, chat, serve, info, verify, certify, doctor, calibrate, bench):
     cli.add_command(_command)
