@@ -120,7 +120,8 @@ def own_exporter(checkpoint: Path, workdir: Path) -> Exporter:
     """`phi-edge export` of this Python."""
     out = workdir / "ours"
     command = (sys.executable, "-m", "phi_edge", "export", str(checkpoint), str(out))
-    options = ("--precision", "int4", "--provider", "cpu")
+    # The peer's default is not calibrated, so ours is not either.
+    options = ("--method", "nearest", "--block-size", "32", "--no-certify")
     text_graphs = ("decoder.onnx*", "embedding.onnx*")
     return Exporter("ours", (*command, *options), out, text_graphs, dict(os.environ))
 

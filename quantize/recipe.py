@@ -76,7 +76,7 @@ def make_recipe(
     block_size: int = 128,
     activations: Activations = "auto",
     bits: Mapping[str, Literal[4, 8]] | None = None,
-    cache_dtype: CacheDtype | None = None,
+    cache_dtype: CacheDtype = "float",
 ) -> Recipe:
     """The recipe for a precision on an execution provider.
 
@@ -92,7 +92,7 @@ def make_recipe(
         bits: Pattern of names of the decoder's layers -> 4 or 8 bits, where not all have 4.
         cache_dtype: The key/value cache's: "float" for `float_dtype`, or "int8", on the CPU alone,
             which takes a quarter of the memory and is faster after long prompts, and whose scales
-            come from samples. None for "int8" with "gptq" on the CPU.
+            come from samples.
 
     Raises:
         ValueError: There is no such precision, or the provider cannot run it.
@@ -136,5 +136,4 @@ def make_recipe(
     # A row that is looked up cannot end in padding, so its blocks have to fit every width.
     lookup = BlockQuantizer(8, 32, symmetric=True)
     quantizers = {"embedding": lookup, "decoder": int4, "lm_head": int4, "vision": int8}
-    cache_dtype = cache_dtype or ("int8" if method == "gptq" else "float")
     return Recipe(precision, "float32", quantizers, exceptions, cache_dtype)
