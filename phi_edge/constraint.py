@@ -18,7 +18,7 @@ _FORMAT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator"
 # 20 s for 10,000. llguidance bounds its own work besides.
 MAX_SCHEMA_CHARACTERS = 2**16
 # llguidance does not bound this one: 16 patterns that one text has to match took 0.4 s, 24 more
-# than a minute and gigabytes.
+# than a minute.
 MAX_COMBINED_PATTERNS = 16
 
 # llguidance may quote the whole grammar.
