@@ -177,6 +177,8 @@ def check_tokens(
     image_features: Features,
 ) -> None:
     """Check tokens that would make a sequence `num_tokens` long; see `Engine.start`."""
+    if num_tokens == 0:
+        raise PromptError("the prompt has no tokens")
     if num_tokens > model.context_length:
         raise ContextLengthError(num_tokens, model.context_length)
     if input_ids.max(initial=0) >= model.vocab_size:
@@ -189,3 +191,20 @@ def check_tokens(
             f"the prompt has {num_slots} image slots and the images give "
             f"{len(image_features)} rows of features: name each image exactly once"
         )
+
+
+def check_next(model: ModelInfo, num_tokens: int, token_ids: Sequence[int]) -> None:
+    """Check tokens that follow a sequence `num_tokens` long; see `Run.verify`."""
+    for token_id in token_ids:
+        if not 0 <= token_id < model.vocab_size:
+            raise PromptError(
+                f"token id {token_id} is outside the vocabulary of {model.vocab_size}"
+            )
+    if num_tokens == model.context_length:
+        raise ContextLengthError(num_tokens + 1, model.context_length)
+
+
+def check_rewind(num_tokens: int, length: int) -> None:
+    """Check that a sequence can be cut to its first `num_tokens`; see `Run.rewind`."""
+    if not 1 <= num_tokens <= length:
+        raise ValueError(f"cannot rewind a sequence of {length} tokens to {num_tokens}")

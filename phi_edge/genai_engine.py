@@ -21,8 +21,16 @@ import numpy as np
 import numpy.typing as npt
 
 from phi_edge import package
-from phi_edge.engine import Features, Logits, Rows, check_cancelled, check_tokens
-from phi_edge.errors import ContextLengthError, EngineError, PromptError, ProviderError
+from phi_edge.engine import (
+    Features,
+    Logits,
+    Rows,
+    check_cancelled,
+    check_next,
+    check_rewind,
+    check_tokens,
+)
+from phi_edge.errors import EngineError, ProviderError
 from phi_edge.image import ImageCrops
 from phi_edge.package import Manifest
 from phi_edge.providers import PROBES
@@ -96,8 +104,6 @@ class GenaiEngine:
         cancel: threading.Event | None = None,
     ) -> GenaiRun:
         """See `Engine.start`."""
-        if len(input_ids) == 0:
-            raise PromptError("the prompt has no tokens")
         run = GenaiRun(self)
         run.extend(input_ids, image_features, cancel)
         return run
@@ -163,12 +169,7 @@ class GenaiRun:
 
     def append(self, token_id: int) -> Logits:
         """See `Run.append`."""
-        if not 0 <= token_id < self._model.vocab_size:
-            raise PromptError(
-                f"token id {token_id} is outside the vocabulary of {self._model.vocab_size}"
-            )
-        if len(self._ids) == self._model.context_length:
-            raise ContextLengthError(len(self._ids) + 1, self._model.context_length)
+        check_next(self._model, len(self._ids), [token_id])
         self._ids.append(token_id)
         self._prefill()
         return self._current_logits()
@@ -197,8 +198,7 @@ class GenaiRun:
 
     def rewind(self, num_tokens: int) -> None:
         """See `Run.rewind`."""
-        if not 1 <= num_tokens <= len(self._ids):
-            raise ValueError(f"cannot rewind a sequence of {len(self._ids)} tokens to {num_tokens}")
+        check_rewind(num_tokens, len(self._ids))
         if num_tokens < len(self._ids):
             del self._ids[num_tokens:]
             num_slots = sum(token_id < 0 for token_id in self._ids)

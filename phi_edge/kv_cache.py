@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 from collections.abc import Iterable, Iterator, Sequence
@@ -46,12 +47,16 @@ class KeyValueCache:
         """
         if num_tokens <= self.capacity:
             return False
+        self._grow(num_tokens)
+        self._allocate(num_kept, range(self.num_rows))
+        return True
+
+    def _grow(self, num_tokens: int) -> None:
+        """Double the capacity until it holds so many tokens; the buffers do not follow yet."""
         capacity = max(_MIN_CAPACITY, self.capacity)
         while capacity < num_tokens:
             capacity *= 2
         self.capacity = min(capacity, self._model.context_length)
-        self._allocate(num_kept, range(self.num_rows))
-        return True
 
     def keep(self, rows: Sequence[int], num_tokens: int) -> None:
         """Drop all rows but these, of which `num_tokens` are kept, into buffers to be bound."""
@@ -60,19 +65,26 @@ class KeyValueCache:
 
     def _allocate(self, num_kept: int, rows: Sequence[int]) -> None:
         """Make new buffers, with the first tokens of some rows of the old ones."""
-        ort = import_onnxruntime()
+        for place in self._places():
+            array = self._zeros(self._model.cache_dtype)
+            if num_kept:
+                old = self._buffers[place].numpy()
+                for new_row, row in enumerate(rows):
+                    array[new_row, :, :num_kept] = old[row, :, :num_kept]
+            self._put(place, array)
+
+    def _places(self) -> Iterator[tuple[int, str]]:
+        """Layer and part of every buffer."""
+        return itertools.product(range(self._model.num_hidden_layers), ("key", "value"))
+
+    def _zeros(self, dtype: str) -> npt.NDArray[Any]:
         model = self._model
         shape = (self.num_rows, model.num_key_value_heads, self.capacity, model.head_size)
-        for layer in range(model.num_hidden_layers):
-            for part in ("key", "value"):
-                array = _untouched_zeros(shape, model.cache_dtype)
-                if num_kept:
-                    old = self._buffers[layer, part].numpy()
-                    for new_row, row in enumerate(rows):
-                        array[new_row, :, :num_kept] = old[row, :, :num_kept]
-                self._buffers[layer, part] = ort.OrtValue.ortvalue_from_numpy(
-                    array, self._device, self._device_id
-                )
+        return _untouched_zeros(shape, dtype)
+
+    def _put(self, place: tuple[int, str], array: npt.NDArray[Any]) -> None:
+        value = import_onnxruntime().OrtValue.ortvalue_from_numpy
+        self._buffers[place] = value(array, self._device, self._device_id)
 
     def rows(self, num_tokens: int) -> Iterator[npt.NDArray[Any]]:
         """Keys and values of the first row's first tokens, [kv_heads, num_tokens, head_size]."""
@@ -81,14 +93,11 @@ class KeyValueCache:
 
     def load_rows(self, rows: Iterable[npt.NDArray[Any]], num_tokens: int) -> None:
         """Fill an empty cache, each row with what `rows` gave, in buffers that are to be bound."""
-        self.reserve(num_tokens, num_kept=0)
-        ort = import_onnxruntime()
-        for (place, buffer), part in zip(list(self._buffers.items()), rows, strict=True):
-            array = _untouched_zeros(tuple(buffer.shape()), part.dtype.name)
+        self._grow(num_tokens)
+        for place, part in zip(self._places(), rows, strict=True):
+            array = self._zeros(part.dtype.name)
             array[:, :, :num_tokens] = part
-            self._buffers[place] = ort.OrtValue.ortvalue_from_numpy(
-                array, self._device, self._device_id
-            )
+            self._put(place, array)
         self.note_use(num_tokens)
 
     def note_use(self, num_tokens: int) -> None:

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phi_edge import package
 from phi_edge.engine import Logits
 from phi_edge.errors import ContextLengthError
 from phi_edge.kv_cache import KeyValueCache
-from phi_edge.session import import_onnxruntime
 
 if TYPE_CHECKING:
     from phi_edge.ort_engine import OrtEngine
@@ -55,7 +53,7 @@ class OrtBatch:
         self._engine.step(self._binding, ids, self._no_features, total, total)
         self._num_tokens = total
         self._cache.note_use(total)
-        logits: Logits = self._logits[:, 0].copy()
+        logits: Logits = self._logits.last[:, 0].copy()
         return logits
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -64,15 +62,7 @@ class OrtBatch:
         self._bind()
 
     def _bind(self) -> None:
-        """Bind the cache and an array for the logits, in a binding for so many rows."""
-        model, num_rows = self._engine.model, self._cache.num_rows
-        value = import_onnxruntime().OrtValue.ortvalue_from_numpy
+        """Bind the cache and the logits, in a binding for so many rows."""
         self._binding = self._engine.decoder.io_binding()
         self._cache.bind(self._binding)
-        # A binding does not keep what it points to alive.
-        self._logits: Logits = np.empty((num_rows, 1, model.vocab_size), np.float32)
-        self._earlier_logits: Logits = np.empty((num_rows, 0, model.vocab_size), np.float32)
-        self._num_earlier = value(np.zeros(1, np.int64))
-        self._binding.bind_ortvalue_output(package.LOGITS, value(self._logits))
-        self._binding.bind_ortvalue_output(package.EARLIER_LOGITS, value(self._earlier_logits))
-        self._binding.bind_ortvalue_input(package.NUM_EARLIER, self._num_earlier)
+        self._logits = self._engine.bind_logits(self._binding, self._cache.num_rows)

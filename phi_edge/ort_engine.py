@@ -7,14 +7,21 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from phi_edge import package
-from phi_edge.engine import Features, Logits, Rows, check_cancelled, check_tokens
-from phi_edge.errors import ContextLengthError, PromptError
+from phi_edge.engine import (
+    Features,
+    Logits,
+    Rows,
+    check_cancelled,
+    check_next,
+    check_rewind,
+    check_tokens,
+)
 from phi_edge.image import ImageCrops
 from phi_edge.kv_cache import KeyValueCache
 from phi_edge.ort_batch import OrtBatch
@@ -32,6 +39,22 @@ logger = logging.getLogger(__name__)
 # Prefill runs in chunks, between which it can be cancelled. On a CPU, 128 rows keep the
 # activations in its cache; a GPU wants more rows at once.
 _CHUNK_SIZES = {"cpu": 128, "cuda": 1024, "dml": 1024}
+
+
+class BoundLogits(NamedTuple):
+    """What a step of the decoder writes its logits to.
+
+    A binding does not keep what it points to alive, so this has to be kept.
+
+    Attributes:
+        last: float32 [num_rows, 1, vocab_size], of the last position.
+        earlier: float32 [num_rows, num_earlier, vocab_size], of those before it.
+        num_earlier: How many these are, as the graph gets it.
+    """
+
+    last: Logits
+    earlier: Logits
+    num_earlier: Any
 
 
 class OrtEngine:
@@ -55,6 +78,7 @@ class OrtEngine:
         self.chunk_size = _CHUNK_SIZES.get(provider, 1024)
         self._folder = folder
         self._num_threads = num_threads
+        self._value = import_onnxruntime().OrtValue.ortvalue_from_numpy
         self.decoder = self._open(DECODER)
         self.embedding = self._open(EMBEDDING)
 
@@ -77,8 +101,6 @@ class OrtEngine:
         cancel: threading.Event | None = None,
     ) -> OrtRun:
         """See `Engine.start`."""
-        if len(input_ids) == 0:
-            raise PromptError("the prompt has no tokens")
         run = OrtRun(self)
         run.extend(input_ids, image_features, cancel)
         return run
@@ -114,7 +136,7 @@ class OrtEngine:
             num_tokens: Tokens of each sequence, these included.
             rope_length: Length that tells which RoPE factors apply.
         """
-        value = import_onnxruntime().OrtValue.ortvalue_from_numpy
+        value = self._value
         # A binding does not keep what it points to alive; these names do until the run is over.
         mask = np.ones((len(input_ids), num_tokens), np.int64)
         length = np.array([rope_length], np.int64)
@@ -130,6 +152,24 @@ class OrtEngine:
             binding.bind_ortvalue_input(package.ATTENTION_MASK, value(mask))
             binding.bind_ortvalue_input(package.ROPE_LENGTH, value(length))
             self.decoder.run_with_iobinding(binding)
+
+    def bind_logits(self, binding: Any, num_rows: int, num_earlier: int = 0) -> BoundLogits:
+        """Bind arrays for the logits of each sequence's last positions.
+
+        Args:
+            binding: Of the decoder.
+            num_rows: Sequences.
+            num_earlier: Positions before the last.
+        """
+        vocab_size = self.model.vocab_size
+        last, earlier = (
+            np.empty((num_rows, count, vocab_size), np.float32) for count in (1, num_earlier)
+        )
+        count = self._value(np.array([num_earlier], np.int64))
+        binding.bind_ortvalue_output(package.LOGITS, self._value(last))
+        binding.bind_ortvalue_output(package.EARLIER_LOGITS, self._value(earlier))
+        binding.bind_ortvalue_input(package.NUM_EARLIER, count)
+        return BoundLogits(last, earlier, count)
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -157,10 +197,7 @@ class OrtRun:
         self._logits_are_current = False
         self._cache = KeyValueCache(engine.model, engine.device, engine.device_id)
         self._binding = engine.decoder.io_binding()
-        self._logits: Logits = np.empty((1, 1, engine.model.vocab_size), np.float32)
-        self._value = import_onnxruntime().OrtValue.ortvalue_from_numpy
-        self._binding.bind_ortvalue_output(package.LOGITS, self._value(self._logits))
-        self._bind_earlier_logits(0)
+        self._logits = engine.bind_logits(self._binding, 1)
 
     @property
     def input_ids(self) -> npt.NDArray[np.int64]:
@@ -182,7 +219,7 @@ class OrtRun:
         """See `Run.logits`. After a rewind, the last token is run again."""
         if not self._logits_are_current:
             self.prefill()
-        logits: Logits = self._logits[0, 0].copy()
+        logits: Logits = self._logits.last[0, 0].copy()
         return logits
 
     def append(self, token_id: int) -> Logits:
@@ -193,13 +230,7 @@ class OrtRun:
     def verify(self, token_ids: Sequence[int]) -> Logits:
         """See `Run.verify`."""
         model, num_tokens = self._model, len(self._ids)
-        for token_id in token_ids:
-            if not 0 <= token_id < model.vocab_size:
-                raise PromptError(
-                    f"token id {token_id} is outside the vocabulary of {model.vocab_size}"
-                )
-        if num_tokens == model.context_length:
-            raise ContextLengthError(num_tokens + 1, model.context_length)
+        check_next(model, num_tokens, token_ids)
         is_long = num_tokens + 1 > model.original_context_length
         room = 1
         if self._num_cached == num_tokens and self._cache_is_long == is_long:
@@ -208,7 +239,7 @@ class OrtRun:
         self._ids += token_ids[:room]
         num_earlier = len(self._ids) - num_tokens - 1
         self.prefill(num_earlier)
-        return np.concatenate([self._earlier_logits[0], self._logits[0]])
+        return np.concatenate([self._logits.earlier[0], self._logits.last[0]])
 
     def extend(
         self,
@@ -227,8 +258,7 @@ class OrtRun:
 
     def rewind(self, num_tokens: int) -> None:
         """See `Run.rewind`."""
-        if not 1 <= num_tokens <= len(self._ids):
-            raise ValueError(f"cannot rewind a sequence of {len(self._ids)} tokens to {num_tokens}")
+        check_rewind(num_tokens, len(self._ids))
         if num_tokens < len(self._ids):
             self._logits_are_current = False
         num_features = len(self._image_features) - self._num_slots(num_tokens)
@@ -266,18 +296,6 @@ class OrtRun:
         self._cache.bind(self._binding)
         self._num_cached, self._cache_is_long = len(self._ids), is_long
 
-    def _bind_earlier_logits(self, num_earlier: int) -> None:
-        """Ask for the logits of so many positions before the last."""
-        self._earlier_logits: Logits = np.empty(
-            (1, num_earlier, self._model.vocab_size), np.float32
-        )
-        # A binding does not keep what it points to alive.
-        self._num_earlier = self._value(np.array([num_earlier], np.int64))
-        self._binding.bind_ortvalue_input(package.NUM_EARLIER, self._num_earlier)
-        self._binding.bind_ortvalue_output(
-            package.EARLIER_LOGITS, self._value(self._earlier_logits)
-        )
-
     def prefill(self, num_earlier: int = 0) -> None:
         """Run every token that is not cached, in chunks, between which it can be cancelled.
 
@@ -285,8 +303,8 @@ class OrtRun:
             num_earlier: Give the logits of this many of the last tokens but one, too.
         """
         self._logits_are_current = False
-        if num_earlier != self._earlier_logits.shape[1]:
-            self._bind_earlier_logits(num_earlier)
+        if num_earlier != self._logits.earlier.shape[1]:
+            self._logits = self._engine.bind_logits(self._binding, 1, num_earlier)
         is_long = len(self._ids) > self._model.original_context_length
         if is_long != self._cache_is_long:
             if self._num_cached:
