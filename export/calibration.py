@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from phi_edge.errors import CheckpointError
 from phi_edge.image import preprocess
 from phi_edge.image_file import open_image
 from phi_edge.prompt import Prompt
@@ -242,7 +244,8 @@ class _Linear:
             float32 [in_features]: what the inputs have to be divided by.
         """
         rows = np.concatenate(self._rows)
-        scales: Floats | None = self._quantizer.input_scales(self.weight, rows)
+        with self._named_errors():
+            scales: Floats | None = self._quantizer.input_scales(self.weight, rows)
         if scales is not None:
             np.multiply(self.weight, scales, out=self.weight)
             self._rows = [rows / scales]
@@ -251,7 +254,16 @@ class _Linear:
 
     def quantize(self) -> Any:
         """See `quantize.CalibratedQuantizer.calibrate`."""
-        return self._quantizer.calibrate(self.weight, self._moments, np.concatenate(self._rows))
+        with self._named_errors():
+            return self._quantizer.calibrate(self.weight, self._moments, np.concatenate(self._rows))
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Say which layer's weights cannot be quantized."""
+        try:
+            yield
+        except ValueError as error:
+            raise CheckpointError(f"{self.name}.weight: {error}") from None
 
 
 def encode_samples(checkpoint: Checkpoint, samples: Iterable[Sample]) -> list[Prompt]:

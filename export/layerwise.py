@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from phi_edge import package
 from phi_edge.prompt import Prompt
-from phi_edge.session import engine_errors, open_session
+from phi_edge.session import encode_image, engine_errors, open_session
 
 from .checkpoint import Checkpoint
 from .decoder import LAYER_LINEARS, build_layer
@@ -36,17 +36,26 @@ See = Callable[[str, Floats], None]
 class LayerwiseModel:
     """A checkpoint and the prompts that it is run on."""
 
-    def __init__(self, checkpoint: Checkpoint, prompts: Sequence[Prompt], journal: Journal) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        prompts: Sequence[Prompt],
+        journal: Journal,
+        features: dict[bytes, Floats] | None = None,
+    ) -> None:
         """Take them; nothing is run yet.
 
         Args:
             checkpoint: What to run.
             prompts: On what.
             journal: Where activations are kept; what is there already is not computed again.
+            features: Image features that are known, by the digest of the crops; what is computed
+                is added.
         """
         self._checkpoint = checkpoint
         self._prompts = prompts
         self._journal = journal
+        self._features = {} if features is None else features
         self._weights = Weights(checkpoint, "float32")
 
     def run_layer(self, index: int, see: See | None = None) -> None:
@@ -93,18 +102,15 @@ class LayerwiseModel:
 
     def image_features(self) -> list[list[Floats]]:
         """For each prompt, the features [num_tokens, hidden_size] of each of its images."""
-        features: list[list[Floats]] = []
-        with self._session(build_vision(self._checkpoint.config, self._weights)) as session:
-            for prompt in self._prompts:
-                features.append([])
-                for crops in prompt.images:
-                    feeds = {
-                        package.PIXEL_VALUES: crops.pixel_values[None],
-                        package.IMAGE_SIZES: np.array([crops.image_size], np.int64),
-                    }
-                    with engine_errors("encoding an image"):
-                        features[-1] += session.run([package.IMAGE_FEATURES], feeds)
-        return features
+        images = {crops.digest: crops for prompt in self._prompts for crops in prompt.images}
+        unknown = images.keys() - self._features.keys()
+        if unknown:
+            with self._session(build_vision(self._checkpoint.config, self._weights)) as session:
+                for digest in unknown:
+                    self._features[digest] = encode_image(session, images[digest])
+        return [
+            [self._features[crops.digest] for crops in prompt.images] for prompt in self._prompts
+        ]
 
     def _activations(self, index: int) -> list[Floats]:
         """What a layer is given: for each prompt, `x` and `residual` [1, tokens, hidden_size]."""

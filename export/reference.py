@@ -30,6 +30,7 @@ class CheckpointReference:
         """
         self._checkpoint = checkpoint
         self._folder = folder
+        self._features: dict[bytes, Floats] = {}
         self.name = f"{checkpoint.config.name}, checkpoint"
         self.tokenizer = checkpoint.read_tokenizer()
 
@@ -38,7 +39,8 @@ class CheckpointReference:
         journal = Journal(self._folder, {})
         try:
             head: Floats = self._checkpoint.read("lm_head.weight").astype(np.float32)
-            normed = LayerwiseModel(self._checkpoint, prompts, journal).normed()
+            model = LayerwiseModel(self._checkpoint, prompts, journal, self._features)
+            normed = model.normed()
             for rows, count in zip(normed, counts, strict=True):
                 yield rows[-count - 1 : -1] @ head.T
         finally:
@@ -49,7 +51,8 @@ class CheckpointReference:
         journal = Journal(self._folder, {})
         try:
             prompts = [Prompt(np.empty(0, np.int64), (image,)) for image in images]
-            for of_prompt in LayerwiseModel(self._checkpoint, prompts, journal).image_features():
+            model = LayerwiseModel(self._checkpoint, prompts, journal, self._features)
+            for of_prompt in model.image_features():
                 yield from of_prompt
         finally:
             journal.clear()

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from phi_edge.engine import Features, Logits, Run
+from phi_edge.engine import Features, Logits
 from phi_edge.errors import PackageError
 from phi_edge.image import ImageCrops
 from phi_edge.image_file import open_image
@@ -66,18 +66,10 @@ class Agreement:
         self.sum_log_p += float(log_q[token_id])
         self.sum_reference_log_p += float(log_p[token_id])
 
-    def follow(self, found: Run, reference: Run, token_ids: Iterable[int]) -> None:
-        """Append right tokens to a run of each package, and count every one.
-
-        Args:
-            found: A run of the package.
-            reference: A run of the reference.
-            token_ids: What comes next.
-        """
-        for token_id in token_ids:
-            self.add(found.logits, reference.logits, token_id)
-            found.append(token_id)
-            reference.append(token_id)
+    def add_all(self, found: Logits, reference: Logits, token_ids: Iterable[int]) -> None:
+        """Count positions in a row, logits [num_tokens, vocab_size]."""
+        for row, expected, token_id in zip(found, reference, token_ids, strict=True):
+            self.add(row, expected, int(token_id))
 
 
 def _log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
@@ -116,7 +108,7 @@ class PackageReference:
     def logits(self, prompts: Sequence[Prompt], counts: Sequence[int]) -> Iterator[Logits]:
         """See `Reference.logits`."""
         for prompt, count in zip(prompts, counts, strict=True):
-            yield _follow(self._model, prompt, count)
+            yield predict(self._model, prompt, count)
 
     def image_features(self, images: Sequence[ImageCrops]) -> Iterator[Features]:
         """See `Reference.image_features`."""
@@ -203,7 +195,7 @@ def observe(model: Model, samples: Sequence[Sample]) -> Observations:
             Prompt(np.concatenate([prompt.input_ids, ids]), prompt.images)
             for ids in (answer, greedy)
         )
-        logits = _follow(model, answered, len(answer))
+        logits = predict(model, answered, len(answer))
         features = [model.encode_image(image) for image in crops]
         observations.append(Observation(answered, logits, continued, len(greedy), features))
     return Observations(_describe(model), model.tokenizer, observations)
@@ -224,8 +216,7 @@ def certify(observations: Observations, reference: Reference) -> Certificate:
     logits = reference.logits(prompts, counts)
     for seen in samples:
         answer = seen.answered.input_ids[-len(seen.logits) :]
-        for found, expected, token_id in zip(seen.logits, next(logits), answer, strict=True):
-            agreement.add(found, expected, int(token_id))
+        agreement.add_all(seen.logits, next(logits), answer)
         greedy = seen.continued.input_ids[-seen.num_greedy :]
         different = np.flatnonzero(next(logits).argmax(axis=-1) != greedy)
         same.append((different[0] if different.size else seen.num_greedy) / seen.num_greedy)
@@ -249,7 +240,7 @@ def write_certificate(folder: Path, certificate: Certificate) -> None:
     (folder / CERTIFICATE_FILE).write_text(text, encoding="utf-8")
 
 
-def _follow(model: Model, prompt: Prompt, count: int) -> Logits:
+def predict(model: Model, prompt: Prompt, count: int) -> Logits:
     """Logits [count, vocab_size] that predict the last tokens of a prompt."""
     start, last = prompt.input_ids[:-count], prompt.input_ids[-count:-1]
     run = model.start(Prompt(start, prompt.images))

@@ -131,6 +131,19 @@ def test_outliers_do_little_harm(
     assert errors["gptq"] < 0.5 * errors["nearest"]
 
 
+def test_weights_that_cannot_be_calibrated_are_named(
+    checkpoint_copy: Path, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    def change(tensors: dict[str, npt.NDArray[np.generic]]) -> None:
+        tensors["lm_head.weight"] = tensors["lm_head.weight"].copy()
+        tensors["lm_head.weight"][3, 3] = np.inf
+
+    edit_weights(checkpoint_copy, change)
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight: .*infinite"):
+        export_package(Checkpoint(checkpoint_copy), tmp_path / "out", GPTQ, samples=prompts)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_manifest_tells_what_was_found(
     checkpoint: Checkpoint, prompts: list[Prompt], tmp_path: Path
 ) -> None:

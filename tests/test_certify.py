@@ -14,7 +14,14 @@ import pytest
 import phi_edge
 from export import Checkpoint, CheckpointReference
 from phi_edge import PackageError
-from phi_edge.certify import CERTIFICATE_FILE, Agreement, PackageReference, certify, observe
+from phi_edge.certify import (
+    CERTIFICATE_FILE,
+    Agreement,
+    PackageReference,
+    certify,
+    observe,
+    predict,
+)
 from phi_edge.cli import cli
 from phi_edge.engine import Logits
 from phi_edge.prompt import Prompt
@@ -61,9 +68,10 @@ def test_perplexity_is_that_of_the_log_probabilities(model: phi_edge.Model) -> N
     sample = Sample("Hello there")
     prompt, _ = sample.encode(model.tokenizer, [])
     events = list(model.generate(prompt, max_tokens=5, num_logprobs=0))
-    run, reference = (model.start(prompt) for _ in "ab")
+    ids = [event.token_id for event in events]
+    logits = predict(model, Prompt(np.concatenate([prompt.input_ids, ids])), len(ids))
     agreement = Agreement()
-    agreement.follow(run, reference, [event.token_id for event in events])
+    agreement.add_all(logits, logits, ids)
     expected = sum(event.logprobs.logprob for event in events if event.logprobs)
     assert agreement.sum_log_p == pytest.approx(expected, abs=1e-3)
     assert agreement.num_tokens == 5

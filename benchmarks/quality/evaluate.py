@@ -17,9 +17,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 import phi_edge
-from phi_edge.certify import Agreement
-from phi_edge.prompt import chat_text
+from phi_edge.certify import Agreement, predict
+from phi_edge.prompt import Prompt, chat_text
 from phi_edge.samples import ANSWER_END
 
 from .questions import TASKS, Example, Turn, make_example
@@ -129,7 +131,9 @@ def compare(
         answer = f"{question.turn.answer}{ANSWER_END}"
         ids = model.tokenizer.encode(answer, add_special_tokens=False).ids
         prompt = question.encode(model)
-        agreement.follow(model.start(prompt), reference.start(prompt), ids)
+        answered = Prompt(np.concatenate([prompt.input_ids, ids]), prompt.images)
+        found, expected = (predict(each, answered, len(ids)) for each in (model, reference))
+        agreement.add_all(found, expected, ids)
     return agreement
 
 
