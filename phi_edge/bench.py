@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from phi_edge.engine import Run
 from phi_edge.image import CROP_SIZE
+from phi_edge.machine import noise_image
 from phi_edge.model import Model, load_model
 from phi_edge.prompt import Prompt
 
@@ -133,9 +133,7 @@ def _measure_vision(model: Model, repetitions: int) -> float:
     """Seconds a crop of an image of 2 x 2 crops; each time another, as features are kept."""
     times = []
     for seed in range(repetitions + 1):
-        rng = np.random.default_rng(seed)
-        pixels = rng.integers(0, 256, (2 * CROP_SIZE, 2 * CROP_SIZE, 3), np.uint8)
-        crops = model.preprocess(Image.fromarray(pixels), 4)
+        crops = model.preprocess(noise_image(np.random.default_rng(seed), 2 * CROP_SIZE), 4)
         start = time.perf_counter()
         model.encode_image(crops)
         times.append((time.perf_counter() - start) / len(crops.pixel_values))

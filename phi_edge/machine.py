@@ -103,9 +103,9 @@ def measure(model: Model) -> Calibration:
     """
     rng = np.random.default_rng()
     with _stopwatch():  # the first image opens the vision graph
-        model.encode_image(model.preprocess(_noise(rng, CROP_SIZE), num_crops=1))
+        model.encode_image(model.preprocess(noise_image(rng, CROP_SIZE), num_crops=1))
     with _stopwatch() as vision:
-        crops = model.preprocess(_noise(rng, 2 * CROP_SIZE), _NUM_CROPS)
+        crops = model.preprocess(noise_image(rng, 2 * CROP_SIZE), _NUM_CROPS)
         model.encode_image(crops)
 
     info = model.manifest.model
@@ -140,7 +140,8 @@ def _stopwatch() -> Iterator[list[float]]:
     seconds.append(time.perf_counter() - start)
 
 
-def _noise(rng: np.random.Generator, side: int) -> Image.Image:
+def noise_image(rng: np.random.Generator, side: int) -> Image.Image:
+    """A square image like no other; one that was seen before would not be encoded again."""
     return Image.fromarray(rng.integers(256, size=(side, side, 3), dtype=np.uint8))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .sides import Figures, Side, UnknownTaskError
@@ -56,22 +56,20 @@ class Bench:
             return False
         return True
 
-    def alternate(self, sides: list[Side], task: str, **arguments: Any) -> None:
-        """Run a task on every side by turns, as often as there are rounds."""
+    def turns(self, sides: list[Side]) -> Iterator[tuple[int, Side]]:
+        """Round and side, the sides by turns, with a pause before each."""
         for number in range(self.num_rounds):
             for side in sides:
                 time.sleep(_PAUSE_S)
-                self.record(side, number, side.ask(task, **arguments))
+                yield number, side
 
 
 def _prefill(bench: Bench, num_tokens: int) -> None:
-    sides = [bench.machine, *bench.prepare("prefill", num_tokens=128)]
-    for number in range(bench.num_rounds):
-        for side in sides:
-            time.sleep(_PAUSE_S)
-            arguments = {} if side is bench.machine else {"num_tokens": num_tokens}
-            task = "int8" if side is bench.machine else "prefill"
-            bench.record(side, number, side.ask(task, **arguments))
+    sides = bench.prepare("prefill", num_tokens=128)
+    for number, side in bench.turns([bench.machine, *sides]):
+        is_machine = side is bench.machine
+        figures = side.ask("int8") if is_machine else side.ask("prefill", num_tokens=num_tokens)
+        bench.record(side, number, figures)
 
 
 def _decode(bench: Bench, num_tokens: int) -> None:
@@ -79,17 +77,16 @@ def _decode(bench: Bench, num_tokens: int) -> None:
     sides = bench.prepare("prefill", num_tokens=num_tokens)
     for side in sides:
         side.ask("decode", num_tokens=4)
-    for number in range(bench.num_rounds):
-        time.sleep(_PAUSE_S)
-        limit = bench.machine.ask("bandwidth")
-        bench.record(bench.machine, number, limit)
-        for side in sides:
-            time.sleep(_PAUSE_S)
+    limit: Figures = {}
+    for number, side in bench.turns([bench.machine, *sides]):
+        if side is bench.machine:
+            figures = limit = side.ask("bandwidth")
+        else:
             figures = side.ask("decode", num_tokens=16)
             if "weight_bytes_per_s" in figures:
                 used = figures.pop("weight_bytes_per_s")
                 figures["bandwidth_used_per_s"] = used / limit["read_bytes_per_s"]
-            bench.record(side, number, figures)
+        bench.record(side, number, figures)
 
 
 def prefill_512(bench: Bench) -> None:
@@ -115,32 +112,25 @@ def decode_2380(bench: Bench) -> None:
 def vision(bench: Bench) -> None:
     """Vision tower: seconds a crop."""
     sides = bench.prepare("vision", seed=0)
-    for number in range(bench.num_rounds):
-        for side in sides:
-            time.sleep(_PAUSE_S)
-            bench.record(side, number, side.ask("vision", seed=number + 1))
+    for number, side in bench.turns(sides):
+        bench.record(side, number, side.ask("vision", seed=number + 1))
 
 
 def photo(bench: Bench) -> None:
     """First token about a photo of 1344 x 1008 pixels at 4 crops, with 20 words."""
     grid = {"rows": 2, "columns": 2}
     sides = bench.prepare("question", seed=0, num_tokens=1, **grid)
-    for number in range(bench.num_rounds):
-        for side in sides:
-            time.sleep(_PAUSE_S)
-            figures = side.ask("question", seed=number + 1, num_tokens=1, **grid)
-            bench.record(side, number, {"first_token_s": figures["first_token_s"]})
+    for number, side in bench.turns(sides):
+        figures = side.ask("question", seed=number + 1, num_tokens=1, **grid)
+        bench.record(side, number, {"first_token_s": figures["first_token_s"]})
 
 
 def second_question(bench: Bench) -> None:
     """The same photo, asked about a second time in the same process."""
-    for number in range(bench.num_rounds):
-        for side in bench.sides:
-            try:
-                figures = side.ask("second_question", seed=100 + number, rows=2, columns=2)
-            except UnknownTaskError:
-                continue
-            bench.record(side, number, figures)
+    sides = bench.prepare("second_question", seed=0, rows=1, columns=1)
+    for number, side in bench.turns(sides):
+        figures = side.ask("second_question", seed=100 + number, rows=2, columns=2)
+        bench.record(side, number, figures)
 
 
 def load(bench: Bench) -> None:

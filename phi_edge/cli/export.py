@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,7 @@ from .options import json_option, provider_option, threads_option
 from .show import export_progress, show_facts
 
 if TYPE_CHECKING:
-    from phi_edge.certify import Certificate
+    from phi_edge.certify import Certificate, Reference
 
 # One sample of a few is enough for the certificate that an export makes.
 _CERTIFICATE_STEP = 3
@@ -149,11 +150,8 @@ def export(
 
     click.echo(f"{out}: {precision} for {provider}, {decimal(manifest.size)}")
     if with_certificate and provider == "cpu":
-        from phi_edge.certify import write_certificate
-
         few = bundled_samples("held_out")[::_CERTIFICATE_STEP]
-        certificate = _certify_by_checkpoint(out, source, few, load_model)
-        write_certificate(out, certificate)
+        certificate = _certify(out, few, load_model, _checkpoint_reference(source, out))
         click.echo(
             f"on {certificate.num_tokens} tokens, the same next token as the checkpoint's in "
             f"{certificate.next_token_agreement:.1%}, KL divergence "
@@ -216,22 +214,18 @@ def certify(
     threads: int | None,
 ) -> None:
     """Tell what the conversion of PACKAGE has changed, and write it down in the package."""
-    from phi_edge.certify import PackageReference, certify, observe, write_certificate
-
     samples = read_samples(samples_path) if samples_path else bundled_samples("held_out")
     manifest = package.read_manifest(model_path)
     load = partial(load_model, provider=provider, num_threads=threads)
+    opening: AbstractContextManager[Reference]
     if (Path(reference) / package.MANIFEST_FILE).is_file():
         package.read_manifest(Path(reference))
-        with load(model_path) as model:
-            observations = observe(model, samples)
-        with load(reference) as model:
-            certificate = certify(observations, PackageReference(model))
+        opening = _package_reference(Path(reference), load)
     else:
         exporter = _tool("export")
         checkpoint = exporter.Checkpoint(exporter.find_checkpoint(reference))
-        certificate = _certify_by_checkpoint(model_path, checkpoint, samples, load)
-    write_certificate(model_path, certificate)
+        opening = _checkpoint_reference(checkpoint, model_path)
+    certificate = _certify(model_path, samples, load, opening)
     if as_json:
         click.echo(json.dumps(certificate.as_dict(), indent=2))
         return
@@ -240,16 +234,35 @@ def certify(
     _show_worst_layers(manifest)
 
 
-def _certify_by_checkpoint(
-    model_path: Path, checkpoint: Any, samples: Sequence[Sample], load: Callable[[Path], Model]
+def _certify(
+    model_path: Path,
+    samples: Sequence[Sample],
+    load: Callable[[Path], Model],
+    opening: AbstractContextManager[Reference],
 ) -> Certificate:
-    """Compare a package with its checkpoint, which is run layer by layer beside it on the disk."""
-    from phi_edge.certify import certify, observe
+    """Compare a package with a reference, which is opened when the package is closed."""
+    from phi_edge.certify import certify, observe, write_certificate
 
     with load(model_path) as model:
         observations = observe(model, samples)
+    with opening as reference:
+        certificate = certify(observations, reference)
+    write_certificate(model_path, certificate)
+    return certificate
+
+
+@contextmanager
+def _package_reference(folder: Path, load: Callable[[Path], Model]) -> Iterator[Reference]:
+    from phi_edge.certify import PackageReference
+
+    with load(folder) as model:
+        yield PackageReference(model)
+
+
+def _checkpoint_reference(checkpoint: Any, model_path: Path) -> AbstractContextManager[Reference]:
+    """A checkpoint, which is run layer by layer beside the package on the disk."""
     folder = model_path.resolve().with_name(f".{model_path.name}.certificate")
-    return certify(observations, _tool("export").CheckpointReference(checkpoint, folder))
+    return nullcontext(_tool("export").CheckpointReference(checkpoint, folder))
 
 
 def _show_worst_layers(manifest: package.Manifest) -> None:
