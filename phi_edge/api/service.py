@@ -22,7 +22,7 @@ from phi_edge.errors import (
 )
 from phi_edge.generation import Generation, GenerationEvent, TokenLogprobs, generate_choices
 from phi_edge.image import DETAIL_CROPS, ImageCrops
-from phi_edge.model import Model
+from phi_edge.loaded_model import Model
 from phi_edge.prompt import Prompt, plain_text
 from phi_edge.sampling import Sampler
 from phi_edge.text import Detokenizer, token_bytes
