@@ -26,7 +26,14 @@ from export import export_package
 from export.checkpoint import Checkpoint
 from phi_edge.package import Manifest
 from phi_edge.prompt import Prompt
-from quantize import BlockQuantizer, QuantizedBlocks, Recipe, make_recipe
+from quantize import (
+    BlockQuantizer,
+    ChannelQuantizer,
+    QuantizedBlocks,
+    QuantizedChannels,
+    Recipe,
+    make_recipe,
+)
 
 from .synthetic_checkpoint import FULL_SIZE, write_checkpoint
 
@@ -84,6 +91,16 @@ class RandomBlocks(BlockQuantizer):
         )
 
 
+class RandomChannels(ChannelQuantizer):
+    """The same for output channels."""
+
+    def quantize_channels(self, weight: npt.NDArray[np.generic]) -> QuantizedChannels:
+        """Values of a uniform distribution, and scales that make up for its width."""
+        pool = np.roll(_POOL, int(_RNG.integers(_POOL_SIZE))).view(np.int8) // 2
+        scales = np.full(len(weight), _WEIGHT_STD * math.sqrt(12) / 2**7, np.float32)
+        return QuantizedChannels(np.resize(pool, weight.shape), scales)
+
+
 def builder_recipe() -> Recipe:
     """What onnxruntime-genai's builder makes for int4 on a CPU unless told otherwise.
 
@@ -105,11 +122,14 @@ def write_package(
         provider: As in `export_package`.
     """
     names = [field.name for field in dataclasses.fields(BlockQuantizer)]
-    quantizers = {
+    quantizers: dict[str, BlockQuantizer | ChannelQuantizer] = {
         group: RandomBlocks(**{name: getattr(quantizer, name) for name in names})
+        if isinstance(quantizer, BlockQuantizer)
+        else RandomChannels()
         for group, quantizer in recipe.quantizers.items()
     }
-    recipe = dataclasses.replace(recipe, quantizers=quantizers)
+    prefill = recipe.prefill and RandomChannels()
+    recipe = dataclasses.replace(recipe, quantizers=quantizers, prefill=prefill)
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder), config, with_weights=False)
         checkpoint = RandomCheckpoint(Path(folder))

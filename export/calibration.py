@@ -22,7 +22,7 @@ from .decoder import LAYER_LINEARS
 from .journal import Array, Journal
 from .layerwise import LayerwiseModel
 from .prequantized import GROUP
-from .weights import Recipe
+from .weights import ChannelQuantizer, Recipe
 
 Floats = npt.NDArray[np.float32]
 
@@ -38,11 +38,17 @@ _CACHE_MARGIN = 1.2
 
 @dataclasses.dataclass(frozen=True)
 class CalibratedLinear:
-    """How a linear layer was quantized; see `quantize.CalibratedBlocks`."""
+    """How a linear layer was quantized; see `quantize.CalibratedBlocks`.
+
+    Attributes:
+        has_channels: Whether it has weights of its own for prefill.
+    """
 
     accuracy_level: int
     error: float
     rounded_error: float
+    prefill_error: float | None
+    has_channels: bool
 
 
 class Calibration:
@@ -66,6 +72,16 @@ class Calibration:
         stored = self._journal.load(name) or {}
         return stored["packed"], stored["scales"], stored.get("zero_points")
 
+    def channels(self, name: str) -> tuple[Array, Array]:
+        """int8 values and scales for prefill of a linear layer that has them."""
+        stored = self._journal.load(f"{name}.channels") or {}
+        return stored["values"], stored["scales"]
+
+    @property
+    def without_channels(self) -> list[str]:
+        """Linear layers that prompts have to run on as they are."""
+        return [name for name, linear in self.linears.items() if not linear.has_channels]
+
     def as_dict(self) -> dict[str, Any]:
         """The facts about the linear layers, as JSON has them."""
         return {name: dataclasses.asdict(linear) for name, linear in self.linears.items()}
@@ -75,8 +91,14 @@ class Calibration:
         for key, values in facts.items():
             kind, _, name = key.partition(":")
             if kind == "linear":
-                level, error, rounded_error = values.tolist()
-                self.linears[name] = CalibratedLinear(int(level), error, rounded_error)
+                level, error, rounded_error, prefill_error, has_channels = values.tolist()
+                self.linears[name] = CalibratedLinear(
+                    int(level),
+                    error,
+                    rounded_error,
+                    None if np.isnan(prefill_error) else prefill_error,
+                    bool(has_channels),
+                )
             elif kind == "divisor":
                 self.divisors[name] = np.asarray(values, np.float32)
         if "keys" in facts:
@@ -196,19 +218,35 @@ class _Calibrator:
     def _linear(self, group: str, name: str) -> _Linear | None:
         """A linear layer that is to be calibrated; None for another."""
         quantizer = self._recipe.quantizer(group, name)
-        if quantizer is None or not quantizer.is_calibrated:
+        if (
+            quantizer is None
+            or isinstance(quantizer, ChannelQuantizer)
+            or not quantizer.is_calibrated
+        ):
             return None
         if group == GROUP and self._checkpoint.layout:
             return None  # it is quantized already
-        return _Linear(self._checkpoint, quantizer, name)
+        prefill = self._recipe.prefill if group == GROUP else None
+        return _Linear(self._checkpoint, quantizer, prefill, name)
 
     def _finish(self, linear: _Linear) -> dict[str, Array]:
-        (packed, scales, zero_points), *facts = linear.quantize()
-        arrays = {"packed": packed, "scales": scales}
-        self._journal.store(
-            linear.name, arrays if zero_points is None else {**arrays, "zero_points": zero_points}
+        found = linear.quantize()
+        self._journal.store(linear.name, _arrays(found.blocks))
+        if found.channels:
+            self._journal.store(f"{linear.name}.channels", _arrays(found.channels))
+        facts = (
+            found.accuracy_level,
+            found.error,
+            found.rounded_error,
+            np.nan if found.prefill_error is None else found.prefill_error,
+            found.channels is not None,
         )
         return {f"linear:{linear.name}": np.array(facts, np.float64)}
+
+
+def _arrays(quantized: Any) -> dict[str, Array]:
+    """The arrays of a named tuple, by their names."""
+    return {name: array for name, array in quantized._asdict().items() if array is not None}
 
 
 class _Linear:
@@ -218,10 +256,17 @@ class _Linear:
         name: Official name.
     """
 
-    def __init__(self, checkpoint: Checkpoint, quantizer: Any, name: str) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        quantizer: Any,
+        prefill: ChannelQuantizer | None,
+        name: str,
+    ) -> None:
         self.name = name
         self._checkpoint = checkpoint
         self._quantizer = quantizer
+        self._prefill = prefill
         self._moments = np.zeros((), np.float32)
         self._rows: list[Floats] = []
 
@@ -245,7 +290,7 @@ class _Linear:
         """
         rows = np.concatenate(self._rows)
         with self._named_errors():
-            scales: Floats | None = self._quantizer.input_scales(self.weight, rows)
+            scales: Floats | None = self._quantizer.input_scales(self.weight, rows, self._prefill)
         if scales is not None:
             np.multiply(self.weight, scales, out=self.weight)
             self._rows = [rows / scales]
@@ -255,7 +300,9 @@ class _Linear:
     def quantize(self) -> Any:
         """See `quantize.CalibratedQuantizer.calibrate`."""
         with self._named_errors():
-            return self._quantizer.calibrate(self.weight, self._moments, np.concatenate(self._rows))
+            return self._quantizer.calibrate(
+                self.weight, self._moments, np.concatenate(self._rows), self._prefill
+            )
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from phi_edge import package
 
 from .config import Phi3VConfig
 from .layers import CONTRIB, Op, make_model
-from .weights import Weights
+from .weights import ChannelQuantizer, Weights
 
 _TOKENS = "model.embed_tokens"
 
@@ -22,14 +22,17 @@ class Embedding(nn.Module):
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
-        self.quantizer = weights.quantizer("embedding", _TOKENS)
+        quantizer = weights.quantizer("embedding", _TOKENS)
+        if isinstance(quantizer, ChannelQuantizer):
+            raise TypeError("rows that are looked up are quantized in blocks")
+        self.quantizer = quantizer
         self.scales: nn.Parameter | None = None
         self.zero_points: nn.Parameter | None = None
-        if self.quantizer is None:
+        if quantizer is None:
             self.weight = weights.parameter(f"{_TOKENS}.weight")
         else:
             self.weight, self.scales, self.zero_points = weights.quantized_parameters(
-                [f"{_TOKENS}.weight"], self.quantizer, flat=True
+                [f"{_TOKENS}.weight"], quantizer, flat=True
             )
 
     def forward(self, op: Op, input_ids: ir.Value, image_features: ir.Value) -> ir.Value:

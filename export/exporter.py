@@ -114,6 +114,10 @@ def export_package(
         package.EMBEDDING: build_embedding(checkpoint.config, weights),
         package.VISION: build_vision(checkpoint.config, weights),
     }
+    kept = calibration.without_channels if calibration else []
+    if of_prefill := recipe.for_prefill(kept):
+        weights = Weights(checkpoint, recipe.float_dtype, of_prefill, calibration)
+        graphs[package.PREFILL] = build_decoder(checkpoint.config, weights, fused_rotary=True)
     with ThreadPoolExecutor(1) as hasher, _replacing(target) as folder:
         source = hasher.submit(_describe, checkpoint.files)
         _write_graphs(graphs, folder, progress)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import GraphBuilder, nn
 
-from .weights import Weights
+from .weights import ChannelQuantizer, Weights
 
 # ONNX Runtime's own operators, documented at
 # https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
@@ -18,11 +19,14 @@ CONTRIB = {"_domain": "com.microsoft", "_version": 1}
 OPSET = 18
 IR_VERSION = 10
 
+# A row of zeros is divided by this.
+_LEAST_SIZE = float(np.finfo(np.float32).tiny)
+
 Op = Any  # onnxscript's OpBuilder, which makes its methods up as they are called
 
 
 class Linear(nn.Module):
-    """`x @ weight.T + bias`, as `MatMul` or, where the recipe quantizes, as `MatMulNBits`.
+    """`x @ weight.T + bias`, as `MatMul` or as the kernel of what the recipe quantizes to.
 
     Several names stand for one layer whose weights are stacked, in the order of the names.
     """
@@ -31,21 +35,25 @@ class Linear(nn.Module):
         super().__init__()
         matrices = [f"{name}.weight" for name in names]
         self.out_features, self.in_features = weights.shape(matrices)
-        self.quantizer = weights.quantizer(group, names[0])
+        self.quantizer = quantizer = weights.quantizer(group, names[0])
         self.scales: nn.Parameter | None = None
         self.zero_points: nn.Parameter | None = None
-        if self.quantizer is None:
+        if quantizer is None:
             self.weight = weights.parameter(*matrices, transpose=True)
+        elif isinstance(quantizer, ChannelQuantizer):
+            self.weight, self.scales = weights.channel_parameters(matrices, quantizer)
         else:
             self.weight, self.scales, self.zero_points = weights.quantized_parameters(
-                matrices, self.quantizer
+                matrices, quantizer
             )
-            self.accuracy_level = weights.accuracy_level(names[0], self.quantizer)
+            self.accuracy_level = weights.accuracy_level(names[0], quantizer)
         self.bias = weights.parameter(*(f"{name}.bias" for name in names)) if bias else None
 
     def forward(self, op: Op, x: ir.Value) -> ir.Value:
         if self.quantizer is None:
             y = op.MatMul(x, self.weight)
+        elif isinstance(self.quantizer, ChannelQuantizer):
+            y = self._rowwise(op, x)
         else:
             y = op.MatMulNBits(
                 x,
@@ -60,6 +68,15 @@ class Linear(nn.Module):
                 **CONTRIB,
             )
         return y if self.bias is None else op.Add(y, self.bias)
+
+    def _rowwise(self, op: Op, x: ir.Value) -> ir.Value:
+        """The product of int8 weights and inputs that are rounded row by row.
+
+        The kernel rounds all inputs on one grid, so each row is brought to the same size first.
+        """
+        size = op.Max(op.ReduceMax(op.Abs(x), [-1], keepdims=1), _LEAST_SIZE)
+        y = op.DynamicQuantizeMatMul(op.Div(x, size), self.weight, self.scales, **CONTRIB)
+        return op.Mul(y, size)
 
 
 def make_model(

@@ -7,9 +7,10 @@ writer asks for its bytes, and let go of afterwards, so that memory holds one we
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ Array = npt.NDArray[np.generic]
 
 
 class Quantizer(Protocol):
-    """What a recipe gives for a group of weights; `quantize.BlockQuantizer` is one."""
+    """Quantizes blocks of weights; `quantize.BlockQuantizer` is one."""
 
     @property
     def bits(self) -> int: ...
@@ -47,6 +48,14 @@ class Quantizer(Protocol):
         """Packed values, scales and zero points of a matrix [out_features, in_features]."""
 
 
+@runtime_checkable
+class ChannelQuantizer(Protocol):
+    """Quantizes output channels of weights; `quantize.ChannelQuantizer` is one."""
+
+    def quantize_channels(self, weight: Array, /) -> tuple[Array, Array]:
+        """int8 values and scales of a matrix [out_features, in_features]."""
+
+
 class Recipe(Protocol):
     """How the weights are stored; `quantize.Recipe` is one."""
 
@@ -59,8 +68,14 @@ class Recipe(Protocol):
     @property
     def cache_dtype(self) -> str: ...
 
-    def quantizer(self, group: str, name: str, /) -> Quantizer | None:
+    def quantizer(self, group: str, name: str, /) -> Quantizer | ChannelQuantizer | None:
         """How a layer of a group of weights is quantized; None for floating point."""
+
+    @property
+    def prefill(self) -> ChannelQuantizer | None: ...
+
+    def for_prefill(self, kept: Collection[str], /) -> Recipe | None:
+        """The recipe of a graph of its own for prompts, without the layers `kept` as they are."""
 
     def as_dict(self) -> dict[str, Any]: ...
 
@@ -90,13 +105,16 @@ class Weights:
         self._checkpoint = checkpoint
         self._recipe = recipe
         self._stored: StoredBlocks | None = None
-        if recipe and checkpoint.layout and (quantizer := recipe.quantizer(GROUP, "")):
-            level = quantizer.accuracy_level
+        decoder = recipe.quantizer(GROUP, "") if recipe else None
+        if checkpoint.layout and decoder and not isinstance(decoder, ChannelQuantizer):
+            level = decoder.accuracy_level
             self._stored = stored_blocks(checkpoint.layout, level, float_dtype)
         self._calibration = calibration
         self.dtype = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}[float_dtype]
 
-    def quantizer(self, group: str, name: str) -> Quantizer | StoredBlocks | None:
+    def quantizer(
+        self, group: str, name: str
+    ) -> Quantizer | StoredBlocks | ChannelQuantizer | None:
         """How a layer is quantized, or is already; None for floating point."""
         if group == GROUP and self._stored:
             return self._stored
@@ -158,10 +176,8 @@ class Weights:
         block_bytes = quantizer.block_size * quantizer.bits // 8
 
         def quantize() -> tuple[Array | None, ...]:
-            try:
+            with _named_errors(names):
                 return self._quantize(names, quantizer)
-            except ValueError as error:
-                raise CheckpointError(f"{' + '.join(names)}: {error}") from None
 
         parts = _SharedParts(quantize, 2 if quantizer.symmetric else 3)
         packed_shape = (
@@ -185,6 +201,30 @@ class Weights:
             (out_features, -(-num_blocks * quantizer.bits // 8)),
         )
         return packed, scales, zero_points
+
+    def channel_parameters(
+        self, names: Sequence[str], quantizer: ChannelQuantizer
+    ) -> tuple[nn.Parameter, nn.Parameter]:
+        """int8 values [in_features, out_features] and scales of the named matrices, stacked.
+
+        Args:
+            names: Official tensor names.
+            quantizer: From `quantizer`.
+        """
+        out_features, in_features = self.shape(names)
+
+        def quantize() -> tuple[Array, Array]:
+            with _named_errors(names):
+                return self._quantize_channels(names, quantizer)
+
+        parts = _SharedParts(quantize, 2)
+        values = lazy_parameter(
+            lambda: np.ascontiguousarray(parts.take(0).T),
+            ir.DataType.INT8,
+            (in_features, out_features),
+        )
+        scales = lazy_parameter(lambda: parts.take(1), ir.DataType.FLOAT, (out_features,))
+        return values, scales
 
     def cache_scales(self, layer: int) -> tuple[nn.Parameter, nn.Parameter] | None:
         """Scales of a layer's cached keys and values, by head and channel: what is cached as the
@@ -211,6 +251,15 @@ class Weights:
             return self._calibration.blocks(name.removesuffix(".weight"))
         return quantizer.quantize(self._read(names))
 
+    def _quantize_channels(
+        self, names: Sequence[str], quantizer: ChannelQuantizer
+    ) -> tuple[Array, Array]:
+        if self._calibration:
+            name = names[0].removesuffix(".weight")
+            if name in self._calibration.linears:
+                return self._calibration.channels(name)
+        return quantizer.quantize_channels(self._read(names))
+
     def _read(self, names: Sequence[str]) -> Array:
         arrays = [self._read_one(name) for name in names]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
@@ -219,6 +268,15 @@ class Weights:
         array = self._checkpoint.read(name)
         divisor = self._calibration.divisors.get(name) if self._calibration else None
         return array if divisor is None else array.astype(np.float32) / divisor
+
+
+@contextmanager
+def _named_errors(names: Sequence[str]) -> Iterator[None]:
+    """Say which tensors cannot be quantized."""
+    try:
+        yield
+    except ValueError as error:
+        raise CheckpointError(f"{' + '.join(names)}: {error}") from None
 
 
 def lazy_parameter(

@@ -81,7 +81,7 @@ def load_model(
     provider = resolve_provider(provider, manifest.provider)
     opened: Engine
     if engine == "onnxruntime":
-        opened = OrtEngine(folder, manifest.model, provider, num_threads, provider_options)
+        opened = OrtEngine(folder, manifest, provider, num_threads, provider_options)
     else:
         opened = GenaiEngine(folder, manifest, provider, num_threads, provider_options)
     disk = DiskCache(Path(disk_cache), manifest, provider) if disk_cache else None

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from phi_edge.errors import MemoryLimitError
 from phi_edge.image import CROP_SIZE, count_tokens
-from phi_edge.package import DECODER, EMBEDDING, VISION, Manifest, weights_file
+from phi_edge.package import VISION, Manifest, weights_file
 
 # Python, NumPy, tokenizers and ONNX Runtime.
 _BASE_BYTES = 92_000_000
@@ -69,7 +69,8 @@ def predict_needs(
         image_sizes: Height and width of each padded image in pixels, as `ImageCrops` has it.
     """
     model = manifest.model
-    sizes = {role: manifest.files[weights_file(role)].size for role in (VISION, EMBEDDING, DECODER)}
+    sizes = {role: manifest.files[weights_file(role)].size for role in manifest.graphs}
+    text_bytes = sum(sizes.values()) - sizes[VISION]
     crops = [count_crops(size) for size in image_sizes]
     image_bytes = 0.0
     if crops:
@@ -84,7 +85,7 @@ def predict_needs(
         sum(crops),
         round(
             _BASE_BYTES
-            + _BYTES_PER_WEIGHTS_BYTE * (sizes[EMBEDDING] + sizes[DECODER])
+            + _BYTES_PER_WEIGHTS_BYTE * text_bytes
             + _BYTES_PER_HIDDEN_UNIT * model.hidden_size
         ),
         round(image_bytes),

@@ -48,9 +48,9 @@ class OrtBatch:
         if total > self.max_tokens:
             raise ContextLengthError(total, self.max_tokens)
         if self._cache.reserve(total, num_kept=self._num_tokens):
-            self._cache.bind(self._binding)
+            self._cache.bind(self._decoder.binding)
         ids = np.array(token_ids, np.int64)[:, None]
-        self._engine.step(self._binding, ids, self._no_features, total, total)
+        self._engine.step(self._decoder, ids, self._no_features, total, total)
         self._num_tokens = total
         self._cache.note_use(total)
         logits: Logits = self._logits.last[:, 0].copy()
@@ -63,6 +63,6 @@ class OrtBatch:
 
     def _bind(self) -> None:
         """Bind the cache and the logits, in a binding for so many rows."""
-        self._binding = self._engine.decoder.io_binding()
-        self._cache.bind(self._binding)
-        self._logits = self._engine.bind_logits(self._binding, self._cache.num_rows)
+        self._decoder = self._engine.bind_decoder()
+        self._cache.bind(self._decoder.binding)
+        self._logits = self._engine.bind_logits([self._decoder], self._cache.num_rows)

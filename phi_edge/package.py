@@ -1,9 +1,10 @@
 """The package format: the one contract between the exporter and the runtime.
 
-A package is a folder that holds three ONNX graphs with their weights, the tokenizer, and two
-descriptions: `phi_edge.json`, the manifest that is defined here, and `genai_config.json` with
-`processor_config.json`, which make the same folder loadable by onnxruntime-genai (model type
-`phi3v`). This module needs the standard library only.
+A package is a folder that holds three ONNX graphs with their weights (and a fourth, where prompts
+run on weights of their own), the tokenizer, and two descriptions: `phi_edge.json`, the manifest
+that is defined here, and `genai_config.json` with `processor_config.json`, which make the same
+folder loadable by onnxruntime-genai (model type `phi3v`). This module needs the standard library
+only.
 """
 
 from __future__ import annotations
@@ -26,12 +27,15 @@ PROCESSOR_CONFIG_FILE = "processor_config.json"
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
-VISION, EMBEDDING, DECODER = "vision", "embedding", "decoder"
+VISION, EMBEDDING, DECODER, PREFILL = "vision", "embedding", "decoder", "prefill"
 GRAPH_FILES: Mapping[str, str] = {
     VISION: "vision.onnx",
     EMBEDDING: "embedding.onnx",
     DECODER: "decoder.onnx",
+    # The decoder again, with weights that are fast on many tokens at once.
+    PREFILL: "prefill.onnx",
 }
+OPTIONAL_GRAPHS = {PREFILL}
 
 PIXEL_VALUES, IMAGE_SIZES, IMAGE_FEATURES = "pixel_values", "image_sizes", "image_features"
 INPUT_IDS, INPUTS_EMBEDS = "input_ids", "inputs_embeds"
@@ -134,6 +138,11 @@ class Manifest:
     files: Mapping[str, FileEntry]
 
     @property
+    def graphs(self) -> list[str]:
+        """Roles of the graphs that the package has."""
+        return [role for role, file in GRAPH_FILES.items() if file in self.files]
+
+    @property
     def source_digest(self) -> str:
         """One SHA-256 over the names and digests of all checkpoint files."""
         lines = [f"{entry.sha256}  {name}\n" for name, entry in sorted(self.source.items())]
@@ -211,7 +220,8 @@ def _parse_manifest(raw: Mapping[str, Any]) -> Manifest:
     for name in fields["files"]:
         if Path(name).name != name or "\\" in name:
             raise ValueError(f"file name {name!r} is a path")
-    unlisted = {*GRAPH_FILES.values(), TOKENIZER_FILE} - fields["files"].keys()
+    needed = {file for role, file in GRAPH_FILES.items() if role not in OPTIONAL_GRAPHS}
+    unlisted = {*needed, TOKENIZER_FILE} - fields["files"].keys()
     if unlisted:
         raise ValueError(f"it does not list {', '.join(sorted(unlisted))}")
     return Manifest(**fields)

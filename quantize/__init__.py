@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .blockwise import BlockQuantizer, QuantizedBlocks, dequantize
 from .calibrated import CalibratedBlocks, CalibratedQuantizer
-from .recipe import Activations, CacheDtype, Method, Recipe, make_recipe
+from .channelwise import ChannelQuantizer, QuantizedChannels
+from .recipe import Activations, CacheDtype, Method, PrefillDtype, Recipe, make_recipe
 
 __all__ = [
     "Activations",
@@ -12,8 +13,11 @@ __all__ = [
     "CacheDtype",
     "CalibratedBlocks",
     "CalibratedQuantizer",
+    "ChannelQuantizer",
     "Method",
+    "PrefillDtype",
     "QuantizedBlocks",
+    "QuantizedChannels",
     "Recipe",
     "dequantize",
     "make_recipe",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from .grid import Floats
+
+Product = Callable[[Floats, Floats], Floats]
 
 # Exponents that are tried: 0 leaves a layer as it is, 1 makes all of its inputs alike.
 _EXPONENTS = (0.0, 0.25, 0.5, 0.75)
@@ -37,7 +39,7 @@ def round_activations(rows: Floats, block_size: int) -> Floats:
 
 
 def find_input_scales(
-    weight: Floats, rows: Floats, quantized_product: Callable[[Floats, Floats], Floats]
+    weight: Floats, rows: Floats, quantized_products: Sequence[Product]
 ) -> Floats | None:
     """Scales that move a layer's outlying inputs into its weights.
 
@@ -50,7 +52,8 @@ def find_input_scales(
     Args:
         weight: float32 [out_features, in_features]; some rows of the matrix are enough.
         rows: float32 [num_rows, in_features], inputs that the layer was seen to get.
-        quantized_product: Gives `rows @ weight.T` as the quantized layer would.
+        quantized_products: Each gives `rows @ weight.T` as one of the kernels would that the layer
+            is run by; their squared errors count alike.
 
     Returns:
         float32 [in_features], or None where no scaling is worth it.
@@ -64,7 +67,8 @@ def find_input_scales(
     errors = []
     for exponent in _EXPONENTS:
         scales = sizes**exponent
-        errors.append(_squared_error(quantized_product(weight * scales, rows / scales), exact))
+        scaled = weight * scales, rows / scales
+        errors.append(sum(_squared_error(run(*scaled), exact) for run in quantized_products))
     best = int(np.argmin(errors))
     if errors[best] > (1 - _WORTH) * errors[0]:
         return None

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from .activations import find_input_scales, relative_error, round_activations
 from .blockwise import BlockQuantizer, QuantizedBlocks, dequantize
+from .channelwise import ChannelQuantizer, QuantizedChannels
 from .grid import Floats
 
 # Accuracy levels of `MatMulNBits`: activations rounded to 8 bits, which is fast, or in float32.
 ROUNDED, EXACT = 4, 1
-# How much rounded activations may add to the error that the weights' rounding makes: half of the
-# squared error, which is less than a quarter of the error itself.
+# How much faster kernels may add to the error that the weights' rounding to blocks makes: half of
+# the squared error, which is less than a quarter of the error itself.
 _BUDGET = 0.5
 # Rows of a matrix that scales are tried on.
 _NUM_TRIED = 512
@@ -28,12 +30,16 @@ class CalibratedBlocks(NamedTuple):
         accuracy_level: The kernel's.
         error: Root of the squared error with exact activations, as a part of the outputs' size.
         rounded_error: The same with activations rounded to 8 bits.
+        channels: The weights for prefill, where these are kept apart and good enough.
+        prefill_error: The same error of such weights; None where none were asked for.
     """
 
     blocks: QuantizedBlocks
     accuracy_level: int
     error: float
     rounded_error: float
+    channels: QuantizedChannels | None = None
+    prefill_error: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +56,20 @@ class CalibratedQuantizer(BlockQuantizer):
     decides_level: bool = False
     is_calibrated: ClassVar[bool] = True
 
-    def calibrate(self, weight: Floats, moments: Floats, rows: Floats) -> CalibratedBlocks:
-        """Quantize a layer and decide on its accuracy level.
+    def calibrate(
+        self,
+        weight: Floats,
+        moments: Floats,
+        rows: Floats,
+        prefill: ChannelQuantizer | None = None,
+    ) -> CalibratedBlocks:
+        """Quantize a layer, and decide on its accuracy level and on its weights for prefill.
 
         Args:
             weight: float32 [out_features, in_features].
             moments: float32 [in_features, in_features]; see `BlockQuantizer.quantize`.
             rows: float32 [num_rows, in_features], some of the layer's inputs.
+            prefill: What quantizes weights for prefill, where these are kept apart.
 
         Raises:
             ValueError: As `BlockQuantizer.quantize`.
@@ -67,17 +80,24 @@ class CalibratedQuantizer(BlockQuantizer):
         error = relative_error(rows @ quantized.T, exact)
         rounded = round_activations(rows, self.block_size)
         rounded_error = relative_error(rounded @ quantized.T, exact)
-        level = self.accuracy_level
-        if self.decides_level and rounded_error**2 > (1 + _BUDGET) * error**2:
-            level = EXACT
-        return CalibratedBlocks(blocks, level, error, rounded_error)
+        most = math.sqrt(1 + _BUDGET) * error
+        level = EXACT if self.decides_level and rounded_error > most else self.accuracy_level
+        found = CalibratedBlocks(blocks, level, error, rounded_error)
+        if prefill is None:
+            return found
+        prefill_error = prefill.error(weight, rows)
+        channels = prefill.quantize_channels(weight) if prefill_error <= most else None
+        return found._replace(channels=channels, prefill_error=prefill_error)
 
-    def input_scales(self, weight: Floats, rows: Floats) -> Floats | None:
+    def input_scales(
+        self, weight: Floats, rows: Floats, prefill: ChannelQuantizer | None = None
+    ) -> Floats | None:
         """Scales that make the layer easier to quantize; see `find_input_scales`.
 
         Args:
             weight: float32 [out_features, in_features].
             rows: float32 [num_rows, in_features], some of the layer's inputs.
+            prefill: As in `calibrate`.
         """
         # Error compensation would take too long to be tried, and helps all scales alike.
         search = BlockQuantizer(self.bits, self.block_size, self.symmetric, method="search")
@@ -90,4 +110,5 @@ class CalibratedQuantizer(BlockQuantizer):
             return products
 
         step = -(-len(weight) // _NUM_TRIED)
-        return find_input_scales(np.ascontiguousarray(weight[::step]), rows, product)
+        products = [product] if prefill is None else [product, prefill.product]
+        return find_input_scales(np.ascontiguousarray(weight[::step]), rows, products)

@@ -11,18 +11,21 @@ The weights fall into groups by what the runtime does with them:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from .blockwise import BlockQuantizer
 from .calibrated import EXACT, ROUNDED, CalibratedQuantizer
+from .channelwise import ChannelQuantizer
 
 GROUPS = ("embedding", "decoder", "lm_head", "vision")
 
 Method = Literal["nearest", "search", "gptq"]
 Activations = Literal["auto", "int8", "float"]
 CacheDtype = Literal["int8", "float"]
+PrefillDtype = Literal["int4", "int8"]
+Quantizer = BlockQuantizer | ChannelQuantizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +39,16 @@ class Recipe:
         exceptions: Pattern of official layer names, as "model.layers.*.mlp.down_proj", ->
             quantizer that these layers have instead; the first pattern that fits counts.
         cache_dtype: "float" for a key/value cache in `float_dtype`, or "int8".
+        prefill: Quantizer of a second copy of the decoder's layers, which prompts run on; None to
+            run them on the first.
     """
 
     precision: str
     float_dtype: str
-    quantizers: Mapping[str, BlockQuantizer]
-    exceptions: Mapping[str, BlockQuantizer] = dataclasses.field(default_factory=dict)
+    quantizers: Mapping[str, Quantizer]
+    exceptions: Mapping[str, Quantizer] = dataclasses.field(default_factory=dict)
     cache_dtype: CacheDtype = "float"
+    prefill: ChannelQuantizer | None = None
 
     @property
     def is_calibrated(self) -> bool:
@@ -51,7 +57,7 @@ class Recipe:
             quantizer.is_calibrated for quantizer in self.quantizers.values()
         )
 
-    def quantizer(self, group: str, name: str) -> BlockQuantizer | None:
+    def quantizer(self, group: str, name: str) -> Quantizer | None:
         """How a layer is quantized; None for floating point.
 
         Args:
@@ -62,6 +68,24 @@ class Recipe:
             if fnmatchcase(name, pattern):
                 return quantizer
         return self.quantizers.get(group)
+
+    def for_prefill(self, kept: Collection[str] = ()) -> Recipe | None:
+        """The recipe of the graph that prompts run on; None where they run on the decoder.
+
+        Args:
+            kept: Official names of the layers whose weights for prefill are not good enough. They
+                are quantized as the decoder's are.
+        """
+        if self.prefill is None:
+            return None
+        found = {name: self.quantizer("decoder", name) for name in kept}
+        found["lm_head"] = self.quantizer("lm_head", "lm_head")
+        return dataclasses.replace(
+            self,
+            quantizers={"decoder": self.prefill},
+            exceptions={name: quantizer for name, quantizer in found.items() if quantizer},
+            prefill=None,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as it is written into the manifest."""
@@ -77,6 +101,7 @@ def make_recipe(
     activations: Activations = "auto",
     bits: Mapping[str, Literal[4, 8]] | None = None,
     cache_dtype: CacheDtype = "float",
+    prefill_dtype: PrefillDtype = "int4",
 ) -> Recipe:
     """The recipe for a precision on an execution provider.
 
@@ -93,6 +118,9 @@ def make_recipe(
         cache_dtype: The key/value cache's: "float" for `float_dtype`, or "int8", on the CPU alone,
             which takes a quarter of the memory and is faster after long prompts, and whose scales
             come from samples.
+        prefill_dtype: "int8" for a second copy of the decoder's layers that prompts run on, on the
+            CPU alone: they take less than two thirds of the time, and the weights three times the
+            memory.
 
     Raises:
         ValueError: There is no such precision, or the provider cannot run it.
@@ -110,6 +138,8 @@ def make_recipe(
         raise ValueError("activations are rounded to 8 bits on the CPU alone")
     if provider != "cpu" and cache_dtype == "int8":
         raise ValueError("the key/value cache is int8 on the CPU alone")
+    if provider != "cpu" and prefill_dtype == "int8":
+        raise ValueError("prompts run on int8 weights of their own on the CPU alone")
 
     is_cpu = provider == "cpu"
     scale_dtype = "float32" if is_cpu else "float16"
@@ -136,4 +166,5 @@ def make_recipe(
     # A row that is looked up cannot end in padding, so its blocks have to fit every width.
     lookup = BlockQuantizer(8, 32, symmetric=True)
     quantizers = {"embedding": lookup, "decoder": int4, "lm_head": int4, "vision": int8}
-    return Recipe(precision, "float32", quantizers, exceptions, cache_dtype)
+    prefill = ChannelQuantizer() if prefill_dtype == "int8" else None
+    return Recipe(precision, "float32", quantizers, exceptions, cache_dtype, prefill)

@@ -41,7 +41,7 @@ def test_append_equals_prefill(model: phi_edge.Model) -> None:
 def test_chunks_do_not_matter(compact_fp32: Path, chunk_size: int) -> None:
     """Least of all past 4,096, where every chunk needs the long factors."""
     manifest = phi_edge.load_model(compact_fp32).manifest
-    engine = OrtEngine(compact_fp32, manifest.model, "cpu")
+    engine = OrtEngine(compact_fp32, manifest, "cpu")
     no_features = np.empty((0, manifest.model.hidden_size), np.float32)
     ids = random_ids(200 if chunk_size < 128 else 4500)
     expected = engine.start(ids, no_features).logits
@@ -135,7 +135,7 @@ def test_cancel_before_and_between_tokens(model: phi_edge.Model) -> None:
 def test_cancel_between_chunks(compact_fp32: Path) -> None:
     """The prefill stops at the next chunk, not at its end."""
     manifest = phi_edge.load_model(compact_fp32).manifest
-    engine = OrtEngine(compact_fp32, manifest.model, "cpu")
+    engine = OrtEngine(compact_fp32, manifest, "cpu")
     engine.chunk_size = 1
     cancel = threading.Event()
     chunks = []

@@ -13,7 +13,7 @@ import phi_edge
 from export import Checkpoint, export_package
 from phi_edge import Prompt
 from phi_edge.ort_engine import OrtEngine
-from phi_edge.package import ModelInfo, past_name, present_name
+from phi_edge.package import ModelInfo, past_name, present_name, read_manifest
 from quantize import make_recipe
 
 from .test_engine import EXACT, random_ids
@@ -34,9 +34,10 @@ def empty_cache(info: ModelInfo) -> dict[str, npt.NDArray[np.generic]]:
     return {past_name(*part): np.zeros(shape, info.cache_dtype) for part in cache_parts(info)}
 
 
-def cached(folder: Path, info: ModelInfo, ids: npt.NDArray[np.int64]) -> list[Scales]:
+def cached(folder: Path, ids: npt.NDArray[np.int64]) -> list[Scales]:
     """Keys and values [kv_heads, num_tokens, head_size] of each layer."""
-    engine = OrtEngine(folder, info, "cpu")
+    manifest = read_manifest(folder)
+    engine, info = OrtEngine(folder, manifest, "cpu"), manifest.model
     no_features = np.empty((0, info.hidden_size), np.float32)
     (embeds,) = engine.embedding.run(None, {"input_ids": ids[None], "image_features": no_features})
     feeds = {"inputs_embeds": embeds, "attention_mask": np.ones((1, len(ids)), np.int64)}
@@ -47,9 +48,9 @@ def cached(folder: Path, info: ModelInfo, ids: npt.NDArray[np.int64]) -> list[Sc
 
 
 @pytest.fixture(scope="module")
-def scales(model: phi_edge.Model, compact_fp32: Path) -> list[Scales]:
+def scales(compact_fp32: Path) -> list[Scales]:
     """A fifth more than the largest keys and values of some text want, [kv_heads, head_size]."""
-    layers = cached(compact_fp32, model.manifest.model, SAMPLE.input_ids)
+    layers = cached(compact_fp32, SAMPLE.input_ids)
     return [
         (1.2 * np.abs(key).max(1) / 127, 1.2 * np.abs(value).max(1) / 127) for key, value in layers
     ]
@@ -78,13 +79,12 @@ def test_package_says_it(int8_model: phi_edge.Model, model: phi_edge.Model) -> N
 
 
 def test_cache_holds_rounded_keys_and_values(
-    int8_folder: Path, compact_fp32: Path, model: phi_edge.Model, scales: list[Scales]
+    int8_folder: Path, compact_fp32: Path, scales: list[Scales]
 ) -> None:
     """Of the first layer, whose input no rounding has changed; beyond the scale they saturate."""
     ids = random_ids(300)
-    info = model.manifest.model
-    (exact, _) = cached(compact_fp32, info, ids)
-    (found, _) = cached(int8_folder, dataclasses.replace(info, cache_dtype="int8"), ids)
+    (exact, _) = cached(compact_fp32, ids)
+    (found, _) = cached(int8_folder, ids)
     for numbers, values, scale in zip(found, exact, scales[0], strict=True):
         assert numbers.dtype == np.int8
         rounded = np.rint(values / scale[:, None]).clip(-128, 127)

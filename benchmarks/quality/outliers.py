@@ -18,7 +18,14 @@ import argparse
 import numpy as np
 import numpy.typing as npt
 
-from quantize import Activations, CalibratedQuantizer, Method, dequantize, make_recipe
+from quantize import (
+    Activations,
+    BlockQuantizer,
+    CalibratedQuantizer,
+    Method,
+    dequantize,
+    make_recipe,
+)
 from quantize.activations import relative_error, round_activations
 
 RECIPES: tuple[tuple[Method, int], ...] = (
@@ -56,6 +63,8 @@ def output_error(
         "int4", "cpu", method=method, block_size=block_size, activations=activations
     )
     quantizer = recipe.quantizers["decoder"]
+    if not isinstance(quantizer, BlockQuantizer):
+        raise TypeError("the decoder's weights are quantized in blocks")
     seen, judged = rows[: len(rows) // 2], rows[len(rows) // 2 :]
     exact = judged @ weight.T
     level = quantizer.accuracy_level

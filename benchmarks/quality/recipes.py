@@ -15,7 +15,7 @@ from pathlib import Path
 import phi_edge
 from export import Checkpoint, encode_samples, export_package
 from phi_edge.samples import read_samples
-from quantize import Activations, CacheDtype, Method, make_recipe
+from quantize import Activations, CacheDtype, Method, PrefillDtype, make_recipe
 
 from .evaluate import compare, evaluate, select_questions
 from .samples import write_samples
@@ -29,17 +29,20 @@ class Row:
     block_size: int
     activations: Activations = "auto"
     cache_dtype: CacheDtype = "float"
+    prefill_dtype: PrefillDtype = "int4"
 
 
 ROWS = (
     *(Row(method, size) for size in (32, 64, 128) for method in ("nearest", "search", "gptq")),
     Row("gptq", 128, "float"),
     Row("gptq", 128, "auto", "int8"),
+    Row("gptq", 128, "auto", "int8", "int8"),
+    Row("gptq", 256),
 )
 _NUM_SAMPLES = 100
 _COLUMNS = (
-    "method", "block size", "activations", "cache", "decoder", "KL divergence", "same next token",
-    "right",
+    "method", "block size", "activations", "cache", "prefill", "decoder", "KL divergence",
+    "same next token", "right",
 )  # fmt: skip
 
 
@@ -58,7 +61,7 @@ def main() -> None:
     print_row(*["---"] * len(_COLUMNS))
     with phi_edge.load_model(args.workdir / "fp32") as reference:
         right = evaluate(reference, questions)["all"].accuracy
-        print_row("float32", "", "", "", "", "", "", f"{right:.1%}")
+        print_row("float32", "", "", "", "", "", "", "", f"{right:.1%}")
         for row in ROWS:
             recipe = make_recipe("int4", "cpu", **dataclasses.asdict(row))
             target = args.workdir / "-".join(map(str, dataclasses.astuple(row)))
