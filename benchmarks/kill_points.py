@@ -1,4 +1,4 @@
-"""What becomes of exports and cache files whose process is killed.
+"""What becomes of exports, downloads and cache files whose process is killed.
 
     python -m benchmarks.kill_points CHECKPOINT WORKDIR [--points N] [--twice] [--json]
 
@@ -24,24 +24,28 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
-from export import Checkpoint, encode_samples, export_package
+from export import Checkpoint, encode_samples, export_package, find_checkpoint
 from phi_edge import package
 from phi_edge.cache_file import TEMPORARY_PREFIX, CacheFile, write_cache_file
-from phi_edge.errors import PackageError
+from phi_edge.errors import CheckpointError, PackageError
 from phi_edge.samples import Sample
 from quantize import Method, make_recipe
 
+from .fake_hub import MODEL, fake_hub
+
 SAMPLES = (Sample("Hello there", "Good morning."),)
-_CHANGES = {"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate"}
+_CHANGES = {"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate"}
 _WRITES = os.O_WRONLY | os.O_RDWR
 # The next run is killed while it clears up, or later.
 _SECOND_KILLS = (1, 2, 3, 5, 8, 13, 21, 34, 55)
 
+_HUB = "huggingface_hub.constants"
+
 Step = Callable[[], None]
-Files = dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +101,22 @@ def look_at_package(target: Path) -> str:
     return manifest.digest
 
 
+def download(target: Path, _: Step) -> None:
+    """Download the fake hub's model into the cache of `huggingface_hub` at the target."""
+    with patch.multiple(_HUB, HF_HUB_CACHE=str(target), HF_HUB_OFFLINE=False):
+        find_checkpoint(MODEL)
+
+
+def look_at_download(target: Path) -> str:
+    """The digest of a checkpoint in a cache, if one is found there without the network."""
+    with patch.multiple(_HUB, HF_HUB_CACHE=str(target), HF_HUB_OFFLINE=True):
+        try:
+            files = Checkpoint(find_checkpoint(MODEL)).files
+        except CheckpointError:
+            return "absent"
+    return str([package.describe_file(path) for path in files])
+
+
 def write_cache(value: int, target: Path, step: Step) -> None:
     """Write a file of the disk cache, array by array."""
 
@@ -126,6 +146,7 @@ def make_jobs(checkpoint: Path, old: Path) -> list[Job]:
         Job("export", None, nearest, look_at_package),
         Job("export that replaces a package", copy, nearest, look_at_package),
         Job("calibrated export", None, gptq, look_at_package),
+        Job("download from a hub", None, download, look_at_download),
         Job(
             "file of the disk cache",
             lambda target: write_cache(1, target, lambda: None),
@@ -241,7 +262,7 @@ def _what_is_wrong(job: Job, folder: Path, states: dict[str, str]) -> str | None
 
 
 def main() -> None:
-    """Try all jobs, and print what came of them."""
+    """Read the arguments."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("workdir", type=Path)
@@ -249,6 +270,14 @@ def main() -> None:
     parser.add_argument("--twice", action="store_true", help="kill the run after that too")
     parser.add_argument("--json", action="store_true", help="print each trial as JSON")
     arguments = parser.parse_args()
+    with fake_hub(arguments.checkpoint) as address:
+        # Read when huggingface_hub is imported.
+        os.environ.update(HF_ENDPOINT=address, HF_HUB_DISABLE_PROGRESS_BARS="1")
+        try_jobs(arguments)
+
+
+def try_jobs(arguments: argparse.Namespace) -> None:
+    """Try all jobs, and print what came of them."""
     old = arguments.workdir.resolve() / "old"
     run_in_child(partial(export, arguments.checkpoint, "search"), old)
     if not arguments.json:

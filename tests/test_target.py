@@ -55,6 +55,7 @@ def trials(
         ("export", "absent"),
         ("export that replaces a package", "old"),
         ("calibrated export", "absent"),
+        ("download from a hub", "absent"),
         ("file of the disk cache", "old"),
     ],
 )
@@ -66,7 +67,7 @@ def test_a_killed_job_leaves_all_or_nothing_and_the_next_run_completes_it(
     for trial in found:
         assert trial["problem"] is None, trial
         assert len(trial["states"]) == len(trial["points"]) == 2
-        assert set(trial["states"]) <= {before, "new"}
+        assert set(trial["states"]) <= {before, "new", "absent"}
     assert any(before in trial["states"] for trial in found)
 
 
