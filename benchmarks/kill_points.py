@@ -5,7 +5,8 @@
 A trial runs a job in a process that kills itself (SIGKILL) before its k-th change of the file
 system or the k-th tensor, and looks at what is there; with `--twice`, the next run is killed too.
 Then one goes through, and has to give what a run gives that was never disturbed. N values of k are
-tried with each job, or all; `CHECKPOINT` should be tiny. Needs `fork`.
+tried with each job, or all. `CHECKPOINT` should be tiny, as `benchmarks/quality/checkpoint` is.
+Needs `fork`.
 """
 
 from __future__ import annotations

@@ -92,5 +92,5 @@ else:
         except BlockingIOError:
             return False
         except OSError as error:  # some network file systems have no locks
-            logger.warning("%s cannot be locked (%s): see that nothing else uses it", file, error)
+            logger.warning("no lock on %s (%s): see that nothing else uses it", file.name, error)
         return True
