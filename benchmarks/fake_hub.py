@@ -64,6 +64,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Say nothing of clients that were killed."""
+
+
 def _etag(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -72,7 +77,7 @@ def _etag(content: bytes) -> str:
 def fake_hub(folder: Path) -> Iterator[str]:
     """Serve the files of a folder as `MODEL`, from another process; gives the hub's address."""
     handler: Any = type("_Handler", (_Handler,), {"folder": folder})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = _Server(("127.0.0.1", 0), handler)
     child = os.fork()
     if not child:
         server.serve_forever()
