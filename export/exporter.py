@@ -7,9 +7,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -17,17 +16,19 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from phi_edge import __version__, package
-from phi_edge.errors import CheckpointError, PackageError
+from phi_edge.errors import CheckpointError
 from phi_edge.prompt import Prompt
 
-from .calibration import calibrate
+from .calibration import Calibration, calibrate
 from .checkpoint import TOKENIZER_FILES, Checkpoint
 from .config import read_json
 from .decoder import build_decoder
 from .embedding import build_embedding
 from .genai import genai_config, processor_config
-from .journal import Journal
+from .journal import Journal, clear_journal
+from .lock import hold
 from .prequantized import describe_recipe
+from .target import beside, check_target, clear_up, replacing
 from .vision import build_vision
 from .weights import Recipe, Weights
 
@@ -79,7 +80,8 @@ def export_package(
     """Export a checkpoint.
 
     Everything is written to a temporary folder beside the target, which is renamed at the very
-    end: an export that is interrupted leaves no package behind, and the next one clears up.
+    end: an export that is interrupted, or killed, leaves no part of a package behind, and the next
+    one clears up.
 
     Args:
         checkpoint: What to export.
@@ -93,21 +95,44 @@ def export_package(
 
     Raises:
         ValueError: There are no samples, and the recipe wants calibration.
-        PackageError: The target exists and is not to be, or cannot be, replaced.
+        PackageError: The target exists and is not to be, or cannot be, replaced; or another export
+            to it is under way.
         CheckpointError: A tensor cannot be read or stored in the wanted type.
     """
     if provider not in PROVIDERS:
         raise ValueError(f"provider must be one of {', '.join(PROVIDERS)}, not {provider!r}")
-    _check_target(target, overwrite=overwrite)
-    model = _model_info(checkpoint, recipe)
-    journal = _open_journal(checkpoint, target, recipe, samples)
-    calibration = None
-    if journal:
+    with hold(target):
+        clear_up(target)
+        check_target(target, overwrite=overwrite)
+        model = _model_info(checkpoint, recipe)
+        calibration = None
+        if recipe.is_calibrated:
+            journal = _open_journal(checkpoint, target, recipe, samples)
 
-        def show(*state: Any) -> None:
-            progress(ExportProgress("calibrating", *state))
+            def show(*state: Any) -> None:
+                progress(ExportProgress("calibrating", *state))
 
-        calibration = calibrate(checkpoint, recipe, samples, journal, show)
+            calibration = calibrate(checkpoint, recipe, samples, journal, show)
+        with replacing(target) as folder:
+            manifest = _write_package(
+                checkpoint, folder, model, recipe, provider, calibration, progress
+            )
+        # Of this export, or of an earlier one to the same target that was given up.
+        clear_journal(beside(target, "calibration"))
+    logger.info("wrote %s (%.2f GB)", target, manifest.size / 1e9)
+    return manifest
+
+
+def _write_package(
+    checkpoint: Checkpoint,
+    folder: Path,
+    model: package.ModelInfo,
+    recipe: Recipe,
+    provider: str,
+    calibration: Calibration | None,
+    progress: ShowProgress,
+) -> package.Manifest:
+    """Write all files of a package into an empty folder."""
     weights = Weights(checkpoint, recipe.float_dtype, recipe, calibration)
     graphs = {
         package.DECODER: build_decoder(checkpoint.config, weights, fused_rotary=provider != "dml"),
@@ -118,7 +143,7 @@ def export_package(
     if of_prefill := recipe.for_prefill(kept):
         weights = Weights(checkpoint, recipe.float_dtype, of_prefill, calibration)
         graphs[package.PREFILL] = build_decoder(checkpoint.config, weights, fused_rotary=True)
-    with ThreadPoolExecutor(1) as hasher, _replacing(target) as folder:
+    with ThreadPoolExecutor(1) as hasher:
         source = hasher.submit(_describe, checkpoint.files)
         _write_graphs(graphs, folder, progress)
         for name in TOKENIZER_FILES:
@@ -140,18 +165,13 @@ def export_package(
             files=_describe(sorted(folder.iterdir())),
         )
         package.write_manifest(folder, manifest)
-    if journal:
-        journal.clear()
-    logger.info("wrote %s (%.2f GB)", target, manifest.size / 1e9)
     return manifest
 
 
 def _open_journal(
     checkpoint: Checkpoint, target: Path, recipe: Recipe, samples: Sequence[Prompt]
-) -> Journal | None:
-    """The journal of a calibrated export; None for another."""
-    if not recipe.is_calibrated:
-        return None
+) -> Journal:
+    """The journal of a calibrated export."""
     if not samples:
         raise ValueError("this recipe wants calibration, so it wants samples")
     digest = hashlib.sha256()
@@ -166,7 +186,7 @@ def _open_journal(
         "samples": digest.hexdigest(),
         "checkpoint": {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()},
     }
-    return Journal(target.resolve().with_name(f".{target.name}.calibration"), job)
+    return Journal(beside(target, "calibration"), job)
 
 
 def _describe(files: Sequence[Path]) -> dict[str, package.FileEntry]:
@@ -212,43 +232,6 @@ def _write_graphs(
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise cause from None
-
-
-def _check_target(target: Path, *, overwrite: bool) -> None:
-    if not target.exists() and not target.is_symlink():
-        return
-    if target.is_dir() and not any(target.iterdir()):
-        return
-    if not overwrite:
-        raise PackageError(f"{target} exists: choose another folder, or pass --overwrite")
-    if not (target / package.MANIFEST_FILE).is_file():
-        raise PackageError(f"{target} exists and is not a package, so it is not overwritten")
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the target's place if all goes well."""
-    target = target.resolve()
-    partial = target.with_name(f".{target.name}.partial")
-    replaced = target.with_name(f".{target.name}.replaced")
-    if replaced.exists() and not target.exists():
-        replaced.rename(target)  # an export was killed between its last two steps
-    for leftover in (partial, replaced):
-        if leftover.exists():
-            logger.info("removing %s, left by an export that was interrupted", leftover)
-            shutil.rmtree(leftover)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if target.exists():
-            target.rename(replaced)
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        if replaced.exists():
-            replaced.rename(target)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -59,8 +59,15 @@ class Journal:
 
     def clear(self) -> None:
         """Remove the folder."""
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+        clear_journal(self.folder)
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.npz"
+
+
+def clear_journal(folder: Path) -> None:
+    """Remove a journal, if there is one."""
+    # First what makes it one: where this is interrupted, the rest must not be taken for a whole.
+    (folder / _KEY_FILE).unlink(missing_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from phi_edge.prompt import Prompt
 from .checkpoint import Checkpoint
 from .journal import Journal
 from .layerwise import LayerwiseModel
+from .lock import hold
 
 Floats = npt.NDArray[np.float32]
 
@@ -36,23 +39,28 @@ class CheckpointReference:
 
     def logits(self, prompts: Sequence[Prompt], counts: Sequence[int]) -> Iterator[Floats]:
         """For each prompt, float32 [count, vocab_size]: what predicts its last `count` tokens."""
-        journal = Journal(self._folder, {})
-        try:
+        with self._journal() as journal:
             head: Floats = self._checkpoint.read("lm_head.weight").astype(np.float32)
             model = LayerwiseModel(self._checkpoint, prompts, journal, self._features)
             normed = model.normed()
             for rows, count in zip(normed, counts, strict=True):
                 yield rows[-count - 1 : -1] @ head.T
-        finally:
-            journal.clear()
 
     def image_features(self, images: Sequence[ImageCrops]) -> Iterator[Floats]:
         """For each image, float32 [num_tokens, hidden_size]."""
-        journal = Journal(self._folder, {})
-        try:
+        with self._journal() as journal:
             prompts = [Prompt(np.empty(0, np.int64), (image,)) for image in images]
             model = LayerwiseModel(self._checkpoint, prompts, journal, self._features)
             for of_prompt in model.image_features():
                 yield from of_prompt
-        finally:
-            journal.clear()
+
+    @contextmanager
+    def _journal(self) -> Iterator[Journal]:
+        """An empty journal, which is removed afterwards."""
+        with hold(self._folder):
+            # What a run left that was killed is of no other job's use.
+            journal = Journal(self._folder, {"run": uuid.uuid4().hex})
+            try:
+                yield journal
+            finally:
+                journal.clear()

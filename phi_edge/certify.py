@@ -214,11 +214,12 @@ def certify(observations: Observations, reference: Reference) -> Certificate:
     prompts = [prompt for seen in samples for prompt in (seen.answered, seen.continued)]
     counts = [count for seen in samples for count in (len(seen.logits), seen.num_greedy)]
     logits = reference.logits(prompts, counts)
-    for seen in samples:
+    # Two of them belong to each sample, and all are taken: the reference works until then.
+    for seen, of_answer, of_greedy in zip(samples, logits, logits, strict=True):
         answer = seen.answered.input_ids[-len(seen.logits) :]
-        agreement.add_all(seen.logits, next(logits), answer)
+        agreement.add_all(seen.logits, of_answer, answer)
         greedy = seen.continued.input_ids[-seen.num_greedy :]
-        different = np.flatnonzero(next(logits).argmax(axis=-1) != greedy)
+        different = np.flatnonzero(of_greedy.argmax(axis=-1) != greedy)
         same.append((different[0] if different.size else seen.num_greedy) / seen.num_greedy)
     return Certificate(
         package=observations.package,
@@ -235,9 +236,11 @@ def certify(observations: Observations, reference: Reference) -> Certificate:
 
 
 def write_certificate(folder: Path, certificate: Certificate) -> None:
-    """Write `certificate.json` into a package folder."""
+    """Write `certificate.json` into a package folder, in the place of an older one."""
     text = json.dumps(certificate.as_dict(), indent=2) + "\n"
-    (folder / CERTIFICATE_FILE).write_text(text, encoding="utf-8")
+    partial = folder / f".{CERTIFICATE_FILE}.partial"
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(folder / CERTIFICATE_FILE)
 
 
 def predict(model: Model, prompt: Prompt, count: int) -> Logits:

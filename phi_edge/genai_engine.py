@@ -31,6 +31,7 @@ from phi_edge.engine import (
     check_tokens,
 )
 from phi_edge.errors import EngineError, ProviderError
+from phi_edge.genai_config import check_genai_config
 from phi_edge.image import ImageCrops
 from phi_edge.package import Manifest
 from phi_edge.providers import PROBES
@@ -65,6 +66,7 @@ class GenaiEngine:
         """Load the model.
 
         Raises:
+            PackageError: Its configuration names what is not of the package.
             ProviderError: onnxruntime-genai is not installed, or its build lacks the provider.
             EngineError: The package was built for another provider, or cannot be loaded.
         """
@@ -73,6 +75,7 @@ class GenaiEngine:
         self._num_threads = num_threads
         self.og = _import_genai()
         _check_provider(self.og, provider, manifest.provider)
+        check_genai_config(folder, manifest)
         with engine_errors(f"loading {folder}"):
             config = self.og.Config(str(folder))
             if provider in _ADDED:

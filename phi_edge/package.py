@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from phi_edge.errors import PackageError, PackageNotFoundError
+from phi_edge.external_data import external_locations
 
 FORMAT_VERSION = 2
 READER_SUPPORTED_VERSIONS = (2,)
@@ -228,7 +229,7 @@ def _parse_manifest(raw: Mapping[str, Any]) -> Manifest:
 
 
 def check_files(folder: Path, manifest: Manifest, *, verify: bool = False) -> None:
-    """Check that every file is the one that the exporter wrote.
+    """Check that every file is the one that the exporter wrote, and that graphs name no others.
 
     Sizes are always compared, and the digests of files up to `ALWAYS_HASHED_BYTES`.
 
@@ -238,7 +239,8 @@ def check_files(folder: Path, manifest: Manifest, *, verify: bool = False) -> No
         verify: Compare the digests of the large files too.
 
     Raises:
-        PackageError: Names every file that is missing or was changed.
+        PackageError: Names every file that is missing or was changed, and every graph that takes
+            weights from elsewhere.
     """
     problems = list(_file_problems(folder, manifest, verify=verify))
     if problems:
@@ -258,3 +260,15 @@ def _file_problems(folder: Path, manifest: Manifest, *, verify: bool) -> Iterato
             yield f"{name} has {size:,} bytes instead of {entry.size:,}"
         elif (verify or size <= ALWAYS_HASHED_BYTES) and describe_file(path) != entry:
             yield f"{name} was changed (its SHA-256 differs)"
+        elif name in GRAPH_FILES.values():
+            yield from _graph_problems(path, manifest)
+
+
+def _graph_problems(path: Path, manifest: Manifest) -> Iterator[str]:
+    try:
+        locations = external_locations(path.read_bytes())
+    except ValueError as error:
+        yield f"{path.name} is no ONNX graph ({error})"
+        return
+    for location in sorted(locations - manifest.files.keys()):
+        yield f"{path.name} takes weights from {location!r}, which is no file of the package"

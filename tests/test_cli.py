@@ -138,7 +138,7 @@ def test_provider_that_is_missing(compact_fp32: Path) -> None:
     assert "pip install 'phi-edge[directml]'" in done.stderr
 
 
-def test_info_names_a_changed_file(export_compact: Exporter, tmp_path: Path) -> None:
+def test_verify_names_a_changed_file(export_compact: Exporter, tmp_path: Path) -> None:
     package = Path(shutil.copytree(export_compact("int4"), tmp_path / "package"))
     with (package / "vision.onnx.data").open("r+b") as file:
         file.write(b"\xff\xff\xff\xff")

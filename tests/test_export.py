@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -238,60 +237,6 @@ def test_a_failed_overwrite_keeps_the_old_package(
         )
     package.check_files(package_copy, package.read_manifest(package_copy), verify=True)
     assert [path.name for path in package_copy.parent.iterdir()] == [package_copy.name]
-
-
-def test_a_package_is_not_lost_between_two_renames(
-    compact_checkpoint: Path, package_copy: Path
-) -> None:
-    """As an export leaves things that is killed after it moved the old package away."""
-    package_copy.rename(package_copy.with_name(f".{package_copy.name}.replaced"))
-    (package_copy.with_name(f".{package_copy.name}.partial")).mkdir()
-
-    def fail(_: ExportProgress) -> None:
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        export_package(Checkpoint(compact_checkpoint), package_copy, FP32, progress=fail)
-    package.check_files(package_copy, package.read_manifest(package_copy), verify=True)
-    assert list(package_copy.parent.iterdir()) == [package_copy]
-
-
-KILLED_EXPORT = """
-import sys, time
-from pathlib import Path
-from export import Checkpoint, export_package
-from phi_edge.session import open_session
-from quantize import make_recipe
-
-def stall(state):
-    if state.num_items == int(sys.argv[3]):
-        print("here", flush=True)
-        time.sleep(60)
-
-export_package(
-    Checkpoint(Path(sys.argv[1])), Path(sys.argv[2]), make_recipe("fp32", "cpu"), progress=stall
-)
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-@pytest.mark.parametrize("num_items", [0, 10, 25])
-def test_a_killed_export_leaves_no_package(
-    compact_checkpoint: Path, tmp_path: Path, num_items: int
-) -> None:
-    target = tmp_path / "out"
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED_EXPORT, compact_checkpoint, target, str(num_items)],
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[1],
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"here\n"
-        process.send_signal(signal.SIGKILL)
-    assert not target.exists()
-    export_package(Checkpoint(compact_checkpoint), target, FP32)
-    package.check_files(target, package.read_manifest(target), verify=True)
-    assert list(tmp_path.iterdir()) == [target], "the second run clears up after the first"
 
 
 CLEAN_EXPORT = """

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from phi_edge import package
+from phi_edge.errors import PackageError
 from phi_edge.loaded_model import Model
 from phi_edge.loading import load_model
 from phi_edge.samples import Sample, bundled_samples, read_samples
@@ -257,6 +258,8 @@ def _certify(
         observations = observe(model, samples)
     with opening as reference:
         certificate = certify(observations, reference)
+    if package.read_manifest(model_path) != model.manifest:
+        raise PackageError(f"{model_path} was replaced while it was certified: do it again")
     write_certificate(model_path, certificate)
     return certificate
 
