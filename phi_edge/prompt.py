@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -109,10 +110,39 @@ def plain_text(tokenizer: Tokenizer, text: str) -> str:
         tokenizer: Knows the special tokens.
         text: From someone who must not end a turn, begin another, or place an image.
     """
+    return _special(tokenizer).sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+
+
+def _special(tokenizer: Tokenizer) -> re.Pattern[str]:
+    """Finds special tokens and image tags."""
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    found = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
-    pattern = rf"{_IMAGE_TAG.pattern}|{found}" if found else _IMAGE_TAG.pattern
-    return re.sub(pattern, lambda match: f"{match[0][0]} {match[0][1:]}", text)
+    names = map(re.escape, sorted(special, key=len, reverse=True))
+    return re.compile("|".join([_IMAGE_TAG.pattern, *names]))
+
+
+class TokenBound:
+    """Tells how many tokens a text has at least, without tokenizing it, which takes seconds a MB.
+
+    A token stands for as many characters as its name has, or fewer: the tokenizer puts one
+    character in the place of another, and spells those that it does not know in bytes.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Measure a tokenizer's longest token."""
+        spells = getattr(tokenizer.model, "byte_fallback", False)
+        # Otherwise any number of unknown characters may become one token.
+        self._longest = max(map(len, tokenizer.get_vocab())) if spells else sys.maxsize
+        self._special = _special(tokenizer)
+
+    def __call__(self, text: str) -> int:
+        """At least so many tokens; those of images are not counted."""
+        num_tokens, end = 0, 0
+        for match in [*self._special.finditer(text), None]:
+            # Special tokens take white space beside them away.
+            piece = text[end : match.start() if match else None].strip()
+            num_tokens += -(-len(piece) // self._longest)
+            end = match.end() if match else end
+        return num_tokens
 
 
 def image_tags(num_images: int) -> str:
