@@ -64,7 +64,7 @@ class JsonGrammar:
                 "compiled"
             )
         _check_cost(schema)
-        with _panics_as_errors():
+        with _llguidance_errors():
             plain = LLMatcher.grammar_from_json_schema(dict(schema))
             if problem := LLMatcher.validate_grammar(plain, self._tokenizer):
                 raise SchemaError(problem[:_MAX_MESSAGE_CHARACTERS])
@@ -112,10 +112,14 @@ def _without_zeros(number: float) -> int:
 
 
 @contextmanager
-def _panics_as_errors() -> Iterator[None]:
+def _llguidance_errors() -> Iterator[None]:
     """Rust code that gives up raises what is no `Exception` and has no importable class."""
     try:
         yield
+    except SchemaError:
+        raise
+    except ValueError as error:
+        raise SchemaError(str(error)[:_MAX_MESSAGE_CHARACTERS]) from None
     except BaseException as error:
         if type(error).__name__ == "PanicException":
             raise SchemaError("it is too complex") from None
@@ -135,7 +139,7 @@ class JsonConstraint:
 
     def allowed(self) -> npt.NDArray[np.bool_]:
         """See `Constraint.allowed`."""
-        with _panics_as_errors():
+        with _llguidance_errors():
             mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         return np.unpackbits(mask, count=self._vocab_size, bitorder="little").astype(np.bool_)
 
@@ -145,7 +149,7 @@ class JsonConstraint:
         Raises:
             SchemaError: The schema is more than what can be followed.
         """
-        with _panics_as_errors():
+        with _llguidance_errors():
             is_allowed = self._matcher.consume_token(token_id)
         if not is_allowed:
             problem = self._matcher.get_error()[:_MAX_MESSAGE_CHARACTERS]

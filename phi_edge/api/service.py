@@ -18,7 +18,6 @@ from phi_edge.errors import (
     ContextLengthError,
     HttpResponseError,
     MemoryLimitError,
-    PhiEdgeError,
     PromptError,
 )
 from phi_edge.generation import Generation, GenerationEvent, TokenLogprobs, generate_choices
@@ -277,9 +276,7 @@ class ChatService:
         except PromptError as error:
             raise HttpResponseError(400, f"messages: {error}", param="messages") from None
 
-    def _num_crops(
-        self, conversation: Conversation, images: Sequence[Image.Image]
-    ) -> list[int]:
+    def _num_crops(self, conversation: Conversation, images: Sequence[Image.Image]) -> list[int]:
         """Most crops of each image."""
         default = self.model.manifest.model.num_crops
         details = [part.image_url.detail for part, _ in conversation.images]
