@@ -382,6 +382,33 @@ def test_context_overflow_tells_the_numbers(service: ChatService, model: phi_edg
     assert f"{limit:,} are asked for" in raised.value.message
 
 
+def test_a_hopeless_text_is_refused_before_anything_is_done_with_it(
+    model: phi_edge.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To tokenize it or to look for words in it takes seconds."""
+    content_filter = Mock()
+    service = ChatService(model, content_filters=[content_filter])
+    monkeypatch.setattr(model, "encode_prompt", Mock())
+    with pytest.raises(HttpResponseError, match="at least") as raised:
+        complete(service, messages=[{"role": "user", "content": "What is the sea? " * 200_000}])
+    assert raised.value.code == "context_length_exceeded"
+    assert not content_filter.finds.called
+
+
+def test_images_are_counted_before_one_is_decoded(
+    model: phi_edge.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = image_part(Image.new("RGB", (30, 20)), detail="low")
+    monkeypatch.setattr("phi_edge.api.service.decode_image", Mock(side_effect=AssertionError))
+    num_images = model.manifest.model.context_length // 313 + 1
+    with pytest.raises(HttpResponseError, match="at least") as raised:
+        complete(
+            ChatService(model, image_policy="all"),
+            messages=[{"role": "user", "content": [part] * num_images}],
+        )
+    assert raised.value.code == "context_length_exceeded"
+
+
 def test_a_prompt_that_is_filtered(model: phi_edge.Model) -> None:
     service = ChatService(model, content_filters=[BlockList(["knife skills"])])
     with pytest.raises(HttpResponseError) as raised:
