@@ -57,14 +57,14 @@ class JsonGrammar:
         """
         from llguidance import LLMatcher
 
-        formatted = json.dumps({**schema, "x-guidance": _FORMAT})
-        if len(formatted) > MAX_SCHEMA_CHARACTERS:
-            raise SchemaError(
-                f"it has {len(formatted):,} characters, and at most {MAX_SCHEMA_CHARACTERS:,} are "
-                "compiled"
-            )
-        _check_cost(schema)
-        with _llguidance_errors():
+        with _as_schema_errors():
+            formatted = json.dumps({**schema, "x-guidance": _FORMAT})
+            if len(formatted) > MAX_SCHEMA_CHARACTERS:
+                raise SchemaError(
+                    f"it has {len(formatted):,} characters, and at most "
+                    f"{MAX_SCHEMA_CHARACTERS:,} are compiled"
+                )
+            _check_cost(schema)
             plain = LLMatcher.grammar_from_json_schema(dict(schema))
             if problem := LLMatcher.validate_grammar(plain, self._tokenizer):
                 raise SchemaError(problem[:_MAX_MESSAGE_CHARACTERS])
@@ -86,7 +86,7 @@ def _check_cost(schema: Mapping[str, Any]) -> None:
             are_combined |= "allOf" in value or {"$ref", "pattern"} <= value.keys()
             if isinstance(names := value.get("patternProperties"), Mapping):
                 num_name_patterns += len(names)
-            if isinstance(divisor := value.get("multipleOf"), int | float):
+            if type(divisor := value.get("multipleOf")) in (int, float):
                 divisors.append(_without_zeros(divisor))
             rest += value.values()
         elif isinstance(value, list):
@@ -112,7 +112,7 @@ def _without_zeros(number: float) -> int:
 
 
 @contextmanager
-def _llguidance_errors() -> Iterator[None]:
+def _as_schema_errors() -> Iterator[None]:
     """Rust code that gives up raises what is no `Exception` and has no importable class."""
     try:
         yield
@@ -139,7 +139,7 @@ class JsonConstraint:
 
     def allowed(self) -> npt.NDArray[np.bool_]:
         """See `Constraint.allowed`."""
-        with _llguidance_errors():
+        with _as_schema_errors():
             mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         return np.unpackbits(mask, count=self._vocab_size, bitorder="little").astype(np.bool_)
 
@@ -149,7 +149,7 @@ class JsonConstraint:
         Raises:
             SchemaError: The schema is more than what can be followed.
         """
-        with _llguidance_errors():
+        with _as_schema_errors():
             is_allowed = self._matcher.consume_token(token_id)
         if not is_allowed:
             problem = self._matcher.get_error()[:_MAX_MESSAGE_CHARACTERS]

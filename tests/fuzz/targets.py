@@ -63,25 +63,30 @@ def _routes() -> Routes:
     return Routes(_Parrot(phi_edge.load_model(), image_policy="all"))
 
 
-def check_reply(reply: Reply) -> int:
-    """Check that a reply has the API's shape, an answer's or an error's, and give its status."""
+def check_reply(reply: Reply) -> None:
+    """Check that a reply has the API's shape, an answer's or an error's, and is no failure."""
     if not isinstance(reply.body, bytes):
         *events, last, end = b"".join(reply.body).split(b"\n\n")
         assert (reply.status, last, end) == (200, b"data: [DONE]", b"")
         for event in events:
             chunk = _read_json(event.removeprefix(b"data: "))
-            _CHUNK.validate_python({key: value for key, value in chunk.items() if value})
-        return 200
+            if "error" in chunk:  # found while the stream was running
+                _check_error(chunk["error"])
+            else:
+                _CHUNK.validate_python({k: v for k, v in chunk.items() if v is not None})
+        return
     answer = _read_json(reply.body)
     if reply.status == 200:
         _COMPLETION.validate_python(answer)
-        return 200
-    error = answer["error"]
-    assert 400 <= reply.status < 500, error
-    assert error["status"] == reply.status
+        return
+    _check_error(answer["error"])
+    assert answer["error"]["status"] == reply.status
+
+
+def _check_error(error: dict[str, Any]) -> None:
+    assert 400 <= error["status"] < 500, error
     assert error["message"]
     assert len(error["message"]) < 2000
-    return reply.status
 
 
 def _read_json(content: bytes) -> Any:
