@@ -1,6 +1,7 @@
 """What bytes from outside are tried on: the decoders of images and of requests.
 
 A target returns where the bytes are good or are refused as they should be, and raises otherwise.
+"body" makes JSON of the bytes, where "request" rarely gets beyond what is no JSON.
 `python -m tests.fuzz` drives them with atheris, and `tests/test_properties.py` with hypothesis.
 """
 
@@ -12,6 +13,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from hypothesis import given
 from PIL import Image
 from pydantic import TypeAdapter
 
@@ -23,6 +25,7 @@ from phi_edge.api.routes import Reply, Request, Routes
 from phi_edge.api.service import ChatService
 from phi_edge.image import CROP_SIZE, hd_image
 from phi_edge.image_file import open_image
+from tests.strategies import BODIES, JSON
 
 Target = Callable[[bytes], object]
 
@@ -47,6 +50,12 @@ def decode_image(data: bytes) -> None:
 def decode_request(data: bytes) -> None:
     """Read a request's body and check the reply, which a fixed text stands in for."""
     check_reply(_routes().respond(Request("POST", CHAT_PATH, {}, data)))
+
+
+@given(body=BODIES | JSON)
+def decode_body(body: Any) -> None:
+    """As `decode_request`, of bytes that choose a request's fields."""
+    decode_request(json.dumps(body).encode())
 
 
 class _Parrot(ChatService):
@@ -130,4 +139,5 @@ def request_seeds() -> list[bytes]:
 TARGETS: dict[str, tuple[Target, Callable[[], list[bytes]]]] = {
     "image": (decode_image, image_seeds),
     "request": (decode_request, request_seeds),
+    "body": (decode_body.hypothesis.fuzz_one_input, lambda: [bytes(1000)]),  # type: ignore[attr-defined]
 }
