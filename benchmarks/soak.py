@@ -138,7 +138,7 @@ def valid_bodies() -> list[Body]:
     schema = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}}
     tool = {"type": "function", "function": {"name": "look", "parameters": schema}}
     answer = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
-    asked = [
+    asked: list[Body] = [
         {"messages": user("What do bees make?")},
         *({"messages": user("Which colour is the square?", image)} for image in images),
         {"messages": user("What is shown?", images[0]), "logprobs": True, "top_logprobs": 3},

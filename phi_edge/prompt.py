@@ -110,39 +110,22 @@ def plain_text(tokenizer: Tokenizer, text: str) -> str:
         tokenizer: Knows the special tokens.
         text: From someone who must not end a turn, begin another, or place an image.
     """
-    return _special(tokenizer).sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
-
-
-def _special(tokenizer: Tokenizer) -> re.Pattern[str]:
-    """Finds special tokens and image tags."""
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    names = map(re.escape, sorted(special, key=len, reverse=True))
-    return re.compile("|".join([_IMAGE_TAG.pattern, *names]))
+    found = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
+    pattern = rf"{_IMAGE_TAG.pattern}|{found}" if found else _IMAGE_TAG.pattern
+    return re.sub(pattern, lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
 
-class TokenBound:
-    """Tells how many tokens a text has at least, without tokenizing it, which takes seconds a MB.
+def longest_token(tokenizer: Tokenizer) -> int:
+    """The most characters that a token can stand for.
 
-    A token stands for as many characters as its name has, or fewer: the tokenizer puts one
-    character in the place of another, and spells those that it does not know in bytes.
+    A text's characters, divided by it, are fewer than its tokens, which takes no tokenizing. White
+    space at its ends must not be counted: special tokens beside it take it away.
     """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Measure a tokenizer's longest token."""
-        spells = getattr(tokenizer.model, "byte_fallback", False)
-        # Otherwise any number of unknown characters may become one token.
-        self._longest = max(map(len, tokenizer.get_vocab())) if spells else sys.maxsize
-        self._special = _special(tokenizer)
-
-    def __call__(self, text: str) -> int:
-        """At least so many tokens; those of images are not counted."""
-        num_tokens, end = 0, 0
-        for match in [*self._special.finditer(text), None]:
-            # Special tokens take white space beside them away.
-            piece = text[end : match.start() if match else None].strip()
-            num_tokens += -(-len(piece) // self._longest)
-            end = match.end() if match else end
-        return num_tokens
+    # The tokenizer puts one character in the place of another, and spells in bytes what is in no
+    # token. One that does not spell makes a single token of any number of such characters.
+    spells = getattr(tokenizer.model, "byte_fallback", False)
+    return max(map(len, tokenizer.get_vocab())) if spells else sys.maxsize
 
 
 def image_tags(num_images: int) -> str:

@@ -93,7 +93,9 @@ def keywords(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return some_of(values)
 
 
-SCHEMAS = st.recursive(st.just({}) | keywords(st.just({})), keywords, max_leaves=6)
+SCHEMAS: st.SearchStrategy[Any] = st.recursive(
+    st.just({}) | keywords(st.just({})), keywords, max_leaves=6
+)
 
 
 # Requests

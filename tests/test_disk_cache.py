@@ -173,9 +173,13 @@ def test_a_file_with_the_name_of_another_package_s_is_a_miss(
 
 
 def test_a_file_that_is_replaced_while_it_is_looked_for_is_a_miss(
-    second: phi_edge.Model, question: Question, monkeypatch: pytest.MonkeyPatch
+    second: phi_edge.Model,
+    question: Question,
+    compact: GoldenSet,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    prompt = question(second, "What is it?", "tall_50x170")
+    text = chat_text([("user", "<|image_1|>\nWhat is it?")])
+    prompt = second.encode_prompt(text, [compact.image("tall_50x170")], num_crops=1)
     disk = second._disk
     assert disk is not None
     path, _ = disk._find(question(second, "What is it?"))

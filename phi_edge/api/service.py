@@ -24,7 +24,7 @@ from phi_edge.generation import Generation, GenerationEvent, TokenLogprobs, gene
 from phi_edge.image import DETAIL_CROPS, count_tokens, padded_size
 from phi_edge.image_file import decode_image
 from phi_edge.model import Model
-from phi_edge.prompt import Prompt, TokenBound, plain_text
+from phi_edge.prompt import Prompt, longest_token, plain_text
 from phi_edge.sampling import Sampler
 from phi_edge.text import Detokenizer, token_bytes
 
@@ -111,7 +111,7 @@ class ChatService:
         self._filters = tuple(content_filters)
         self._allowed_hosts = frozenset(allowed_image_hosts)
         self._max_ttft_ms = max_ttft_ms
-        self._token_bound = TokenBound(model.tokenizer)
+        self._longest_token = longest_token(model.tokenizer)
 
     @property
     def model_name(self) -> str:
@@ -225,6 +225,9 @@ class ChatService:
 
     def _prepare(self, request: ChatRequest, cancel: threading.Event | None) -> _Job:
         """Everything that can be found wrong with a request is found here."""
+        # First what costs nothing: to tokenize a hopeless text, or decode its images, takes long.
+        num_text_tokens = self._least_text_tokens(request)
+        self._check_context(request, num_text_tokens)
         tools = request.tools if request.tool_choice != "none" else []
         conversation = make_conversation(
             request.messages,
@@ -233,9 +236,6 @@ class ChatService:
             self._system_role,
             functools.partial(plain_text, self.model.tokenizer),
         )
-        # First what costs nothing: to tokenize a hopeless text, or decode its images, takes long.
-        num_text_tokens = self._token_bound(conversation.text)
-        self._check_context(request, num_text_tokens)
         self._check_prompt(conversation)
         images = [
             read_image(part.image_url.url, field, self._allowed_hosts)
@@ -245,7 +245,7 @@ class ChatService:
         num_image_tokens = _least_image_tokens(conversation, images, num_crops)
         self._check_context(request, num_text_tokens + num_image_tokens)
         prompt = self._encode(conversation, images, num_crops)
-        self._check_context(request, prompt.num_tokens)
+        self._check_context(request, prompt.num_tokens, known="")
         self._check_memory(request, prompt)
         vocab_size = self.model.manifest.model.vocab_size
         if request.logit_bias and max(map(int, request.logit_bias)) >= vocab_size:
@@ -287,14 +287,21 @@ class ChatService:
         most = self.model.fit_crops(images, self._max_ttft_ms, text=text, num_crops=num_crops)
         return [min(most, own) for own in num_crops]
 
-    def _check_context(self, request: ChatRequest, num_tokens: int) -> None:
-        """Refuse a prompt that has so many tokens, or more, if the context does not hold them."""
+    def _least_text_tokens(self, request: ChatRequest) -> int:
+        """A lower bound; see `longest_token`."""
+        texts = [part for each in request.messages for part in each.parts if part.type == "text"]
+        return sum(len(part.text.strip()) for part in texts) // self._longest_token
+
+    def _check_context(
+        self, request: ChatRequest, num_tokens: int, known: str = "at least "
+    ) -> None:
+        """Refuse a prompt of so many tokens, or "at least" so many, if the context is shorter."""
         context_length = self.model.manifest.model.context_length
         wanted = request.token_limit or 1
         if num_tokens + wanted > context_length:
             raise HttpResponseError(
                 400,
-                f"the prompt has at least {num_tokens:,} tokens and {wanted:,} are asked for, "
+                f"the prompt has {known}{num_tokens:,} tokens and {wanted:,} are asked for, "
                 f"{num_tokens + wanted:,} together; this model's context holds "
                 f"{context_length:,}: shorten the messages, lower an image's `detail`, or lower "
                 "max_tokens",
