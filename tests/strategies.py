@@ -38,6 +38,9 @@ def images(draw: Draw, sides: st.SearchStrategy[int] = SMALL) -> Image.Image:
 PIECES = ["<|end|>", "<|user|>", "<|assistant|>", "<s>", "</s>", "<unk>", "<|image_1|>", "<0x0A>"]
 PIECES += ["<|", "|>", "<", ">", "image_", "1", "end", " ", "\n", "▁", "\x00", "\ufeff", "é", "🙂"]
 TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=8).map("".join)
+# The longest tokens that there are, so that a text has as few as possible.
+LONG = ["administr", "▁languages", "▁triangles", "-" * 16, "=" * 16, " " * 16, "a"]
+FEW_TOKENS = st.lists(st.sampled_from(LONG), max_size=40).map("".join)
 PARTS = st.lists(TEXTS | st.none(), min_size=1, max_size=4)  # None is an image
 
 

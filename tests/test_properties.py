@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import HealthCheck, example, given, reject, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import Tokenizer
@@ -30,6 +30,7 @@ from .conftest import REFERENCE_FILES
 from .fuzz.targets import CHAT_PATH, TARGETS, check_reply
 from .strategies import (
     BODIES,
+    FEW_TOKENS,
     FINITE_JSON,
     JSON,
     KINDS,
@@ -150,7 +151,9 @@ def test_tokens_of_a_text_give_the_text_back(tokenizer: Tokenizer, text: str) ->
     assert decoded == plain.replace("▁", " ")
 
 
-@given(text=TEXTS | st.text("ab 🙂\n\x1f", max_size=200), role=st.sampled_from(["user", "system"]))
+@given(text=TEXTS | FEW_TOKENS, role=st.sampled_from(["user", "assistant"]))
+@example(text="-" * 480, role="user")  # tokens of 16 characters
+@example(text=" " * 480, role="assistant")  # which the special token takes away
 def test_a_text_has_no_fewer_tokens_than_its_length_says(
     tokenizer: Tokenizer, text: str, role: str
 ) -> None:
@@ -163,17 +166,19 @@ def test_a_text_has_no_fewer_tokens_than_its_length_says(
 
 
 @given(
-    text=st.text("abc é🙂", max_size=30),
-    stop=st.lists(st.text("abc é🙂", min_size=1, max_size=5), max_size=4),
-    data=st.data(),
+    text=st.lists(st.sampled_from(["What", " is", " the", " sea", "é🙂"]), max_size=8).map("".join),
+    slices=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 6)), max_size=5),
+    cuts=st.lists(st.integers(0, 40), max_size=6).map(sorted),
 )
+@example(text="is the", slices=[(2, 4), (4, 1)], cuts=[])  # " the", one token, and "h" in it
 def test_a_stream_ends_before_the_first_stop_string(
-    tokenizer: Tokenizer, text: str, stop: list[str], data: st.DataObject
+    tokenizer: Tokenizer, text: str, slices: list[tuple[int, int]], cuts: list[int]
 ) -> None:
-    """However the text is cut into tokens."""
-    ids: list[int] = []
-    for piece in pieces_of(text, data):
-        ids += tokenizer.encode(piece, add_special_tokens=False).ids
+    """However the text is cut into tokens; most stop strings are parts of it."""
+    stop = [text[start : start + length] or "e?" for start, length in slices]
+    pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, None], strict=True)]
+    encodings = tokenizer.encode_batch(pieces, add_special_tokens=False)
+    ids = [token_id for encoding in encodings for token_id in encoding.ids]
     plain, streaming = Detokenizer(tokenizer), Detokenizer(tokenizer, stop)
     whole = "".join(map(plain.add, ids)) + plain.finish()
     parts = [streaming.add(token_id) for token_id in ids] + [streaming.finish()]
@@ -186,11 +191,6 @@ def test_a_stream_ends_before_the_first_stop_string(
     assert "".join(parts) == expected
     assert streaming.stopped == bool(ends)
     assert not any(each in "".join(parts) for each in stop)
-
-
-def pieces_of(text: str, data: st.DataObject) -> list[str]:
-    cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=6).map(sorted))
-    return [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
 
 # Schemas
