@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
-import phi_edge
+from phi_edge.loading import BUNDLED_MODEL
 
 CHAT = "/v1/chat/completions"
 NUM_THREADS = 4
@@ -296,7 +296,7 @@ class Soak:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--package", type=Path, default=phi_edge.model.BUNDLED_MODEL)
+    parser.add_argument("--package", type=Path, default=BUNDLED_MODEL)
     arguments = parser.parse_args()
     seconds = 60 * arguments.minutes
     with serving(arguments.package) as server:

@@ -22,7 +22,8 @@ from phi_edge.errors import (
 )
 from phi_edge.generation import GenerationEvent
 from phi_edge.image import ImageCrops
-from phi_edge.model import Model, load_model
+from phi_edge.loaded_model import Model
+from phi_edge.loading import load_model
 from phi_edge.prompt import Prompt
 
 __version__ = "0.1.0"

@@ -19,8 +19,9 @@ import numpy as np
 
 from phi_edge.engine import Run
 from phi_edge.image import CROP_SIZE
+from phi_edge.loaded_model import Model
+from phi_edge.loading import load_model
 from phi_edge.machine import noise_image
-from phi_edge.model import Model, load_model
 from phi_edge.prompt import Prompt
 
 _NUM_WARM_UP_TOKENS = 16

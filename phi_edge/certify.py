@@ -22,7 +22,7 @@ from phi_edge.engine import Features, Logits
 from phi_edge.errors import PackageError
 from phi_edge.image import ImageCrops
 from phi_edge.image_file import open_image
-from phi_edge.model import Model
+from phi_edge.loaded_model import Model
 from phi_edge.prompt import Prompt
 from phi_edge.samples import Sample
 

@@ -11,7 +11,9 @@ from phi_edge.api.conversation import ImagePolicy, SystemRole
 from phi_edge.api.request import parse_request
 from phi_edge.api.safety import ContentFilter
 from phi_edge.api.service import ChatService
-from phi_edge.model import Model, load_model
+from phi_edge.json_view import to_json
+from phi_edge.loaded_model import Model
+from phi_edge.loading import load_model
 from phi_edge.models import (
     ChatCompletions,
     ChatCompletionsNamedToolChoice,
@@ -21,7 +23,6 @@ from phi_edge.models import (
     JsonSchemaFormat,
     ModelInfo,
     StreamingChatCompletionsUpdate,
-    to_json,
 )
 from phi_edge.providers import AUTO
 

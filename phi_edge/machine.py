@@ -30,7 +30,7 @@ from phi_edge.prompt import Prompt
 from phi_edge.session import import_onnxruntime
 
 if TYPE_CHECKING:
-    from phi_edge.model import Model
+    from phi_edge.loaded_model import Model
 
 # Two lengths tell the part of prefill that grows with the tokens from the one that grows with
 # their square, which is attention.

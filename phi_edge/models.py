@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any
+
+from phi_edge.json_view import Field, JsonView, each, member_of, read_time
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -51,9 +51,6 @@ __all__ = [
     "ToolMessage",
     "UserMessage",
 ]
-
-T = TypeVar("T")
-E = TypeVar("E", bound=Enum)
 
 
 class ChatRole(str, Enum):
@@ -109,131 +106,18 @@ class ModelType(str, Enum):
     CHAT_COMPLETION = "chat_completion"
 
 
-class _Field(Generic[T]):
-    """A field of the JSON as an attribute."""
-
-    def __init__(self, read: Callable[[Any], T]) -> None:
-        """Take what makes the attribute's value out of the JSON's."""
-        self._read = read
-        self._name = ""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    @overload
-    def __get__(self, instance: None, owner: type) -> Self: ...
-
-    @overload
-    def __get__(self, instance: _JsonView, owner: type) -> T: ...
-
-    def __get__(self, instance: _JsonView | None, owner: type) -> Any:
-        if instance is None:
-            return self
-        value = instance.get(self._name)
-        return value if value is None else self._read(value)
-
-    def __set__(self, instance: _JsonView, value: Any) -> None:
-        instance[self._name] = value
-
-
-class _JsonView(MutableMapping[str, Any]):
-    """A JSON object with attributes. Views of the same JSON see each other's changes."""
-
-    _constants: ClassVar[Mapping[str, str]] = {}
-    _positional: ClassVar[str | None] = None
-
-    def __init_subclass__(cls, positional: str | None = None, **constants: str) -> None:
-        """Take the field that may be given by position, and what the JSON always says."""
-        super().__init_subclass__()
-        cls._positional = positional
-        cls._constants = constants
-
-    def __init__(self, *args: Any, **fields: Any) -> None:
-        """Take the JSON's mapping, or its fields by keyword; those that are None are left out.
-
-        Raises:
-            TypeError: More was given than the object has.
-        """
-        if len(args) > 1:
-            raise TypeError(f"{type(self).__name__} takes one positional argument")
-        if args and isinstance(args[0], Mapping):
-            self._json = args[0] if isinstance(args[0], dict) else to_json(args[0])
-        else:
-            if args:
-                if self._positional is None:
-                    raise TypeError(f"{type(self).__name__} takes a mapping or keywords")
-                fields = {self._positional: args[0], **fields}
-            self._json = {key: to_json(value) for key, value in fields.items() if value is not None}
-        for key, value in self._constants.items():
-            self._json.setdefault(key, value)
-
-    def __getitem__(self, key: str) -> Any:
-        return self._json[key]
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._json[key] = to_json(value)
-
-    def __delitem__(self, key: str) -> None:
-        del self._json[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._json)
-
-    def __len__(self) -> int:
-        return len(self._json)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Mapping) and self._json == to_json(other)
-
-    __hash__ = None  # type: ignore[assignment]  # it can change
-
-    def __repr__(self) -> str:
-        return str(self._json)
-
-    def as_dict(self) -> dict[str, Any]:
-        """A copy of the JSON."""
-        copy: dict[str, Any] = json.loads(json.dumps(self._json))
-        return copy
-
-
-def to_json(value: Any) -> Any:
-    """A value as JSON has it; objects of this module give the JSON that they look at."""
-    if isinstance(value, _JsonView):
-        return value._json  # noqa: SLF001 - the same module
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, Mapping):
-        return {key: to_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_json(item) for item in value]
-    return value
-
-
-def _each(read: Callable[[Any], T]) -> Callable[[list[Any]], list[T]]:
-    return lambda values: [read(value) for value in values]
-
-
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, timezone.utc)
-
-
-def _member(kind: type[E]) -> Callable[[str], E | str]:
-    """The enum's member of a name; a name that it does not know stays."""
-    return lambda name: kind(name) if name in [member.value for member in kind] else name
-
-
-_role = _member(ChatRole)
-_reason = _member(CompletionsFinishReason)
+_role = member_of(ChatRole)
+_reason = member_of(CompletionsFinishReason)
 
 
 # Content
 
 
-class ImageUrl(_JsonView):
+class ImageUrl(JsonView):
     """Where an image is: a data URL, and how closely to look at it."""
 
-    url = _Field(str)
-    detail = _Field[ImageDetailLevel | str | None](_member(ImageDetailLevel))
+    url = Field(str)
+    detail = Field[ImageDetailLevel | str | None](member_of(ImageDetailLevel))
 
     @classmethod
     def load(
@@ -257,22 +141,22 @@ class ImageUrl(_JsonView):
         return cls(url=f"data:image/{image_format};base64,{content}", detail=detail)
 
 
-class ContentItem(_JsonView):
+class ContentItem(JsonView):
     """A part of a user's message."""
 
-    type = _Field(str)
+    type = Field(str)
 
 
 class TextContentItem(ContentItem, type="text"):
     """Text of a message."""
 
-    text = _Field(str)
+    text = Field(str)
 
 
 class ImageContentItem(ContentItem, type="image_url"):
     """An image of a message."""
 
-    image_url = _Field(ImageUrl)
+    image_url = Field(ImageUrl)
 
     def __init__(self, *args: Any, image: ImageUrl | None = None, **fields: Any) -> None:
         """As the others; earlier versions of the interface called the image's field `image`."""
@@ -294,177 +178,177 @@ def _content(content: Any) -> str | list[ContentItem]:
 # Tools
 
 
-class FunctionDefinition(_JsonView):
+class FunctionDefinition(JsonView):
     """A function that the model may call; its parameters are a JSON schema."""
 
-    name = _Field(str)
-    description = _Field[str | None](str)
-    parameters = _Field[Any](lambda schema: schema)
+    name = Field(str)
+    description = Field[str | None](str)
+    parameters = Field[Any](lambda schema: schema)
 
 
-class ChatCompletionsToolDefinition(_JsonView, type="function"):
+class ChatCompletionsToolDefinition(JsonView, type="function"):
     """A tool that the model may call."""
 
-    type = _Field(str)
-    function = _Field(FunctionDefinition)
+    type = Field(str)
+    function = Field(FunctionDefinition)
 
 
-class FunctionCall(_JsonView):
+class FunctionCall(JsonView):
     """A function with its arguments as JSON text."""
 
-    name = _Field(str)
-    arguments = _Field(str)
+    name = Field(str)
+    arguments = Field(str)
 
 
-class ChatCompletionsToolCall(_JsonView, type="function"):
+class ChatCompletionsToolCall(JsonView, type="function"):
     """A tool that the model called."""
 
-    id = _Field(str)
-    type = _Field(str)
-    function = _Field(FunctionCall)
+    id = Field(str)
+    type = Field(str)
+    function = Field(FunctionCall)
 
 
-class ChatCompletionsNamedToolChoiceFunction(_JsonView):
+class ChatCompletionsNamedToolChoiceFunction(JsonView):
     """The name of a function."""
 
-    name = _Field(str)
+    name = Field(str)
 
 
-class ChatCompletionsNamedToolChoice(_JsonView, type="function"):
+class ChatCompletionsNamedToolChoice(JsonView, type="function"):
     """The one tool to call."""
 
-    type = _Field(str)
-    function = _Field(ChatCompletionsNamedToolChoiceFunction)
+    type = Field(str)
+    function = Field(ChatCompletionsNamedToolChoiceFunction)
 
 
-class JsonSchemaFormat(_JsonView):
+class JsonSchemaFormat(JsonView):
     """A schema by which a completion has to validate."""
 
-    name = _Field(str)
-    schema = _Field[dict[str, Any]](dict)
-    description = _Field[str | None](str)
-    strict = _Field[bool | None](bool)
+    name = Field(str)
+    schema = Field[dict[str, Any]](dict)
+    description = Field[str | None](str)
+    strict = Field[bool | None](bool)
 
 
 # Messages of a request
 
 
-class ChatRequestMessage(_JsonView):
+class ChatRequestMessage(JsonView):
     """A message of the conversation."""
 
-    role = _Field(_role)
+    role = Field(_role)
 
 
 class SystemMessage(ChatRequestMessage, positional="content", role="system"):
     """What the model is told before the conversation."""
 
-    content = _Field(str)
+    content = Field(str)
 
 
 class DeveloperMessage(ChatRequestMessage, positional="content", role="developer"):
     """A system message by another name."""
 
-    content = _Field(str)
+    content = Field(str)
 
 
 class UserMessage(ChatRequestMessage, positional="content", role="user"):
     """What the user says: text, or a list of content items."""
 
-    content = _Field(_content)
+    content = Field(_content)
 
 
 class AssistantMessage(ChatRequestMessage, positional="content", role="assistant"):
     """What the assistant said."""
 
-    content = _Field[str | None](str)
-    tool_calls = _Field[list[ChatCompletionsToolCall] | None](_each(ChatCompletionsToolCall))
+    content = Field[str | None](str)
+    tool_calls = Field[list[ChatCompletionsToolCall] | None](each(ChatCompletionsToolCall))
 
 
 class ToolMessage(ChatRequestMessage, positional="content", role="tool"):
     """What a tool gave."""
 
-    content = _Field[str | None](str)
-    tool_call_id = _Field(str)
+    content = Field[str | None](str)
+    tool_call_id = Field(str)
 
 
 # Answers
 
 
-class CompletionsUsage(_JsonView):
+class CompletionsUsage(JsonView):
     """Tokens of a request and its answer."""
 
-    completion_tokens = _Field(int)
-    prompt_tokens = _Field(int)
-    total_tokens = _Field(int)
+    completion_tokens = Field(int)
+    prompt_tokens = Field(int)
+    total_tokens = Field(int)
 
 
-class ChatResponseMessage(_JsonView):
+class ChatResponseMessage(JsonView):
     """What the assistant says."""
 
-    role = _Field(_role)
-    content = _Field(str)
-    tool_calls = _Field[list[ChatCompletionsToolCall] | None](_each(ChatCompletionsToolCall))
+    role = Field(_role)
+    content = Field(str)
+    tool_calls = Field[list[ChatCompletionsToolCall] | None](each(ChatCompletionsToolCall))
 
 
-class ChatChoice(_JsonView):
+class ChatChoice(JsonView):
     """One completion."""
 
-    index = _Field(int)
-    finish_reason = _Field(_reason)
-    message = _Field(ChatResponseMessage)
+    index = Field(int)
+    finish_reason = Field(_reason)
+    message = Field(ChatResponseMessage)
 
 
-class ChatCompletions(_JsonView):
+class ChatCompletions(JsonView):
     """The answer to a request."""
 
-    id = _Field(str)
-    created = _Field(_time)
-    model = _Field(str)
-    choices = _Field(_each(ChatChoice))
-    usage = _Field(CompletionsUsage)
+    id = Field(str)
+    created = Field(read_time)
+    model = Field(str)
+    choices = Field(each(ChatChoice))
+    usage = Field(CompletionsUsage)
 
     def __str__(self) -> str:
         return json.dumps(self._json, indent=2)
 
 
-class StreamingChatResponseToolCallUpdate(_JsonView):
+class StreamingChatResponseToolCallUpdate(JsonView):
     """What a chunk says of a tool call."""
 
-    id = _Field(str)
-    function = _Field(FunctionCall)
+    id = Field(str)
+    function = Field(FunctionCall)
 
 
-class StreamingChatResponseMessageUpdate(_JsonView):
+class StreamingChatResponseMessageUpdate(JsonView):
     """What a chunk adds to a message."""
 
-    role = _Field[ChatRole | str | None](_role)
-    content = _Field[str | None](str)
-    tool_calls = _Field[list[StreamingChatResponseToolCallUpdate] | None](
-        _each(StreamingChatResponseToolCallUpdate)
+    role = Field[ChatRole | str | None](_role)
+    content = Field[str | None](str)
+    tool_calls = Field[list[StreamingChatResponseToolCallUpdate] | None](
+        each(StreamingChatResponseToolCallUpdate)
     )
 
 
-class StreamingChatChoiceUpdate(_JsonView):
+class StreamingChatChoiceUpdate(JsonView):
     """What a chunk adds to one completion."""
 
-    index = _Field(int)
-    finish_reason = _Field[CompletionsFinishReason | str | None](_reason)
-    delta = _Field(StreamingChatResponseMessageUpdate)
+    index = Field(int)
+    finish_reason = Field[CompletionsFinishReason | str | None](_reason)
+    delta = Field(StreamingChatResponseMessageUpdate)
 
 
-class StreamingChatCompletionsUpdate(_JsonView):
+class StreamingChatCompletionsUpdate(JsonView):
     """A chunk of a streamed answer; the last has the usage."""
 
-    id = _Field(str)
-    created = _Field(_time)
-    model = _Field(str)
-    choices = _Field(_each(StreamingChatChoiceUpdate))
-    usage = _Field[CompletionsUsage | None](CompletionsUsage)
+    id = Field(str)
+    created = Field(read_time)
+    model = Field(str)
+    choices = Field(each(StreamingChatChoiceUpdate))
+    usage = Field[CompletionsUsage | None](CompletionsUsage)
 
 
-class ModelInfo(_JsonView):
+class ModelInfo(JsonView):
     """What the model is."""
 
-    model_name = _Field(str)
-    model_type = _Field(str)
-    model_provider_name = _Field(str)
+    model_name = Field(str)
+    model_type = Field(str)
+    model_provider_name = Field(str)

@@ -17,8 +17,8 @@ from phi_edge import machine, package
 from phi_edge.api.request import parse_request
 from phi_edge.api.service import ChatService
 from phi_edge.image import hd_image, padded_size
+from phi_edge.loading import BUNDLED_MODEL
 from phi_edge.machine import Calibration, load_calibration, most_crops, save_calibration
-from phi_edge.model import BUNDLED_MODEL
 from phi_edge.prompt import chat_text, until_images_are_known
 
 MANIFEST = package.read_manifest(BUNDLED_MODEL)

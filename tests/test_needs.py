@@ -16,7 +16,7 @@ import phi_edge
 from phi_edge import package
 from phi_edge.api.request import parse_request
 from phi_edge.api.service import ChatService
-from phi_edge.model import BUNDLED_MODEL
+from phi_edge.loading import BUNDLED_MODEL
 from phi_edge.needs import check_needs, most_tokens, predict_needs, square_image_size
 from phi_edge.prompt import chat_text
 
@@ -99,7 +99,7 @@ def test_a_request_that_does_not_fit_is_refused_before_any_work(
 
 def test_without_max_tokens_a_completion_ends_where_memory_does(tight: phi_edge.Model) -> None:
     prompt = tight.encode_prompt("sea")
-    most = most_tokens(MANIFEST, tight._max_ram_bytes or 0)
+    most = most_tokens(MANIFEST, tight._budget.max_bytes or 0)
     assert 2000 <= most < 2200
     assert tight.limits(None, prompt).context_length == most
 

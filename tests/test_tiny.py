@@ -18,7 +18,7 @@ from benchmarks.quality.samples import write_samples
 from export import Checkpoint, encode_samples, export_package
 from phi_edge import ChatCompletionsClient
 from phi_edge.image_file import open_image
-from phi_edge.model import BUNDLED_MODEL
+from phi_edge.loading import BUNDLED_MODEL
 from phi_edge.models import (
     AssistantMessage,
     ChatRequestMessage,

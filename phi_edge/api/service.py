@@ -23,7 +23,7 @@ from phi_edge.errors import (
 from phi_edge.generation import Generation, GenerationEvent, TokenLogprobs, generate_choices
 from phi_edge.image import DETAIL_CROPS, count_tokens, padded_size
 from phi_edge.image_file import decode_image
-from phi_edge.model import Model
+from phi_edge.loaded_model import Model
 from phi_edge.prompt import Prompt, longest_token, plain_text
 from phi_edge.sampling import Sampler
 from phi_edge.text import Detokenizer, token_bytes

@@ -11,7 +11,7 @@ import click
 
 from phi_edge.image import ImageCrops
 from phi_edge.image_file import open_image
-from phi_edge.model import Model
+from phi_edge.loaded_model import Model
 from phi_edge.prompt import chat_text, image_tags
 
 from .options import loading_options, model_option, ttft_option

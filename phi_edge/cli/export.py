@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from phi_edge import package
-from phi_edge.model import Model, load_model
+from phi_edge.loaded_model import Model
+from phi_edge.loading import load_model
 from phi_edge.samples import Sample, bundled_samples, read_samples
 from phi_edge.session import import_onnxruntime
 

@@ -13,7 +13,7 @@ import click
 from phi_edge import package
 from phi_edge.errors import ProviderError
 from phi_edge.image import CROP_SIZE, count_tokens
-from phi_edge.model import BUNDLED_MODEL, load_model
+from phi_edge.loading import BUNDLED_MODEL, load_model
 from phi_edge.providers import choose_provider, resolve_provider
 
 from .options import json_option, model_option, provider_option, threads_option

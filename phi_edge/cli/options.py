@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from phi_edge.model import ENGINES, load_model
+from phi_edge.loading import ENGINES, load_model
 from phi_edge.providers import AUTO
 from phi_edge.session import PROVIDERS
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from phi_edge.model import Model
+from phi_edge.loaded_model import Model
 
 from .options import loading_options, model_option, ttft_option
 

@@ -1,4 +1,4 @@
-"""The model: images and prompts in, features, logits, tokens and text out."""
+"""The model that a package gives: images and prompts in, features, logits, tokens and text out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,19 +15,16 @@ from tokenizers import Tokenizer
 from phi_edge import image as image_processing
 from phi_edge import package
 from phi_edge import prompt as prompts
+from phi_edge.budget import MemoryBudget
 from phi_edge.caches import FeatureCache, PrefixCache
 from phi_edge.disk_cache import DiskCache
 from phi_edge.drafting import DRAFT_TOKENS
 from phi_edge.engine import Engine, Features, Run, check_cancelled
-from phi_edge.errors import EngineError, PackageError
-from phi_edge.genai_engine import GenaiEngine
+from phi_edge.errors import EngineError
 from phi_edge.generation import GenerationEvent, Limits, generate_events
 from phi_edge.image import ImageCrops
 from phi_edge.machine import Calibration, load_calibration, most_crops
-from phi_edge.needs import check_needs, most_tokens, predict_needs
-from phi_edge.ort_engine import OrtEngine
 from phi_edge.prompt import Prompt
-from phi_edge.providers import AUTO, resolve_provider
 from phi_edge.sampling import Sampler
 from phi_edge.text import Detokenizer
 
@@ -38,16 +34,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A small model of the same architecture, for trying things out; see its README.md.
-BUNDLED_MODEL = Path(__file__).parent / "phi-edge-tiny"
-ENGINES = ("onnxruntime", "genai")
 # Sixteen crops give 29 MB of features.
 _FEATURE_CACHE_BYTES = 256 * 2**20
 # In float32, a conversation takes 0.8 MB a token.
 PREFIX_CACHE_BYTES = 2 * 2**30
-# The choices of one prompt that are decoded at once, and what their caches may take.
-_MAX_ROWS = 8
-_BATCH_BYTES = 4 * 2**30
 
 
 class Model:
@@ -76,7 +66,7 @@ class Model:
         self._features = FeatureCache(_FEATURE_CACHE_BYTES)
         self._prefixes = PrefixCache(prefix_cache_bytes)
         self._disk = disk_cache
-        self._max_ram_bytes = max_ram_bytes
+        self._budget = MemoryBudget(manifest, max_ram_bytes)
         self._provider, self._num_threads = provider, num_threads
 
     def __enter__(self) -> Self:
@@ -215,10 +205,7 @@ class Model:
         Raises:
             MemoryLimitError: With `max_ram_mb`, the predicted peak is above it.
         """
-        if self._max_ram_bytes is not None:
-            num_tokens = prompt.num_tokens + (max_tokens or 1)
-            needs = predict_needs(self.manifest, num_tokens, prompt.image_sizes)
-            check_needs(needs, self._max_ram_bytes)
+        self._budget.check(prompt, max_tokens)
 
     def count_rows(self, prompt: Prompt, max_tokens: int | None, num_choices: int) -> int:
         """How many completions of a prompt are decoded at once, as memory allows.
@@ -228,38 +215,7 @@ class Model:
             max_tokens: Most tokens of a completion; as many as the context holds when None.
             num_choices: Completions that are wanted.
         """
-        num_rows = min(num_choices, _MAX_ROWS)
-        while num_rows > 1 and not self._has_room(prompt, max_tokens, num_rows):
-            num_rows -= 1
-        return num_rows
-
-    def _has_room(self, prompt: Prompt, max_tokens: int | None, num_rows: int) -> bool:
-        num_tokens = self._most_cached(prompt, max_tokens, num_rows)
-        if num_tokens * self.manifest.model.cache_bytes_per_token > _BATCH_BYTES:
-            return False
-        needs = predict_needs(self.manifest, num_tokens, prompt.image_sizes)
-        return self._max_ram_bytes is None or needs.peak_bytes <= self._max_ram_bytes
-
-    def _most_cached(self, prompt: Prompt, max_tokens: int | None, num_rows: int) -> int:
-        """Most tokens that are cached at a time, of the completions of a prompt together."""
-        longest = self.limits(max_tokens, prompt).context_length
-        if max_tokens is not None:
-            longest = min(longest, prompt.num_tokens + max_tokens)
-        if num_rows == 1:
-            return longest
-        # A batch of short sequences ends where they become long.
-        end = self.manifest.model.original_context_length
-        row = min(longest, end) if prompt.num_tokens <= end else longest
-        return max(longest, prompt.num_tokens + num_rows * row)
-
-    def _free_memory(self, prompt: Prompt, max_tokens: int | None, num_rows: int) -> None:
-        """Forget what is kept as far as a request needs its memory."""
-        if self._max_ram_bytes is None:
-            return
-        num_tokens = self._most_cached(prompt, max_tokens, num_rows)
-        needs = predict_needs(self.manifest, num_tokens, prompt.image_sizes)
-        room = max(0, self._max_ram_bytes - needs.peak_bytes)
-        self._prefixes.shrink(room - self._features.shrink(room))
+        return self._budget.count_rows(prompt, max_tokens, num_choices)
 
     def start(
         self,
@@ -285,7 +241,9 @@ class Model:
         engine = self._open_engine()
         self.check_memory(prompt, max_tokens)
         run = self._prefixes.take(prompt)
-        self._free_memory(prompt, max_tokens, num_rows)
+        room = self._budget.room(prompt, max_tokens, num_rows)
+        if room is not None:  # what is kept goes as far as the request needs its memory
+            self._prefixes.shrink(room - self._features.shrink(room))
         try:
             rows = self._encode_images(prompt, cancel)
         except BaseException:
@@ -399,84 +357,4 @@ class Model:
 
     def limits(self, max_tokens: int | None, prompt: Prompt) -> Limits:
         """What ends a completion of a prompt; the end of the memory does as that of the context."""
-        model = self.manifest.model
-        context_length = model.context_length
-        if self._max_ram_bytes is not None:
-            most = most_tokens(self.manifest, self._max_ram_bytes, prompt.image_sizes)
-            context_length = min(context_length, most)
-        return Limits(model.eos_token_ids, context_length, max_tokens)
-
-
-def load_model(
-    path: str | Path | None = None,
-    *,
-    provider: str = AUTO,
-    provider_options: Mapping[str, object] | None = None,
-    engine: str = "onnxruntime",
-    num_threads: int | None = None,
-    prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
-    disk_cache: str | Path | None = None,
-    max_ram_mb: int | None = None,
-    verify: bool = False,
-) -> Model:
-    """Load a package.
-
-    Args:
-        path: The package folder; None for the bundled phi-edge-tiny, which knows little more than
-            coloured shapes, bar charts and printed words.
-        provider: Where to run: a name of `phi_edge.session.PROVIDERS`, which is never replaced by
-            another. "auto" is what the package was built for, if that works here, and else, with a
-            warning, the CPU.
-        provider_options: ONNX Runtime's options of the provider, such as `device_id` or
-            `gpu_mem_limit` (bytes).
-        engine: "onnxruntime", or "genai" for onnxruntime-genai, which gives the same answers.
-        num_threads: Threads for the CPU kernels; None for one a physical core.
-        prefix_cache_bytes: How much memory finished conversations may keep, so that their next
-            turn, or another question about the same image, needs no new prefill; 0 for none.
-        disk_cache: Folder that keeps image features and prefilled prompts between processes, up
-            to 8 GiB, in files that their owner alone can read; nothing is kept when None. What
-            images and prompts say can be told from them.
-        max_ram_mb: Most memory that the process may take, in 10^6 bytes, as far as it can be
-            predicted (see `phi_edge.needs`) for one request at a time on the CPU. What would
-            take more is refused before any work; what is kept is forgotten first.
-        verify: Read the whole package and compare the digests of the large files too.
-
-    Raises:
-        ValueError: There is no such engine.
-        PackageError: The package is missing, damaged, or was changed after its export.
-        ProviderError: ONNX Runtime or the provider is not available.
-        EngineError: A graph cannot be loaded.
-        MemoryLimitError: The package alone would take more than `max_ram_mb`.
-        OSError: The folder of `disk_cache` cannot be made.
-    """
-    if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
-    if disk_cache and engine != ENGINES[0]:
-        raise ValueError(f"disk_cache goes with the engine {ENGINES[0]!r} alone")
-    folder = BUNDLED_MODEL if path is None else Path(path)
-    manifest = package.read_manifest(folder)
-    package.check_files(folder, manifest, verify=verify)
-    max_ram_bytes = None if max_ram_mb is None else max_ram_mb * 10**6
-    if max_ram_bytes is not None:
-        check_needs(predict_needs(manifest, 1), max_ram_bytes)
-    try:
-        tokenizer = Tokenizer.from_file(str(folder / package.TOKENIZER_FILE))
-    except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception
-        raise PackageError(f"{folder / package.TOKENIZER_FILE} cannot be read: {error}") from None
-    provider = resolve_provider(provider, manifest.provider)
-    opened: Engine
-    if engine == "onnxruntime":
-        opened = OrtEngine(folder, manifest.model, provider, num_threads, provider_options)
-    else:
-        opened = GenaiEngine(folder, manifest, provider, num_threads, provider_options)
-    disk = DiskCache(Path(disk_cache), manifest, provider) if disk_cache else None
-    return Model(
-        manifest,
-        tokenizer,
-        opened,
-        prefix_cache_bytes,
-        disk,
-        max_ram_bytes,
-        provider=provider,
-        num_threads=num_threads,
-    )
+        return self._budget.limits(prompt, max_tokens)

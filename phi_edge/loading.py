@@ -1,0 +1,97 @@
+"""Loading a package: its files are checked, and engine, caches and memory are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from phi_edge import package
+from phi_edge.disk_cache import DiskCache
+from phi_edge.engine import Engine
+from phi_edge.errors import PackageError
+from phi_edge.genai_engine import GenaiEngine
+from phi_edge.loaded_model import PREFIX_CACHE_BYTES, Model
+from phi_edge.needs import check_needs, predict_needs
+from phi_edge.ort_engine import OrtEngine
+from phi_edge.providers import AUTO, resolve_provider
+
+# A small model of the same architecture, for trying things out; see its README.md.
+BUNDLED_MODEL = Path(__file__).parent / "phi-edge-tiny"
+ENGINES = ("onnxruntime", "genai")
+
+
+def load_model(
+    path: str | Path | None = None,
+    *,
+    provider: str = AUTO,
+    provider_options: Mapping[str, object] | None = None,
+    engine: str = "onnxruntime",
+    num_threads: int | None = None,
+    prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
+    disk_cache: str | Path | None = None,
+    max_ram_mb: int | None = None,
+    verify: bool = False,
+) -> Model:
+    """Load a package.
+
+    Args:
+        path: The package folder; None for the bundled phi-edge-tiny, which knows little more than
+            coloured shapes, bar charts and printed words.
+        provider: Where to run: a name of `phi_edge.session.PROVIDERS`, which is never replaced by
+            another. "auto" is what the package was built for, if that works here, and else, with a
+            warning, the CPU.
+        provider_options: ONNX Runtime's options of the provider, such as `device_id` or
+            `gpu_mem_limit` (bytes).
+        engine: "onnxruntime", or "genai" for onnxruntime-genai, which gives the same answers.
+        num_threads: Threads for the CPU kernels; None for one a physical core.
+        prefix_cache_bytes: How much memory finished conversations may keep, so that their next
+            turn, or another question about the same image, needs no new prefill; 0 for none.
+        disk_cache: Folder that keeps image features and prefilled prompts between processes, up
+            to 8 GiB, in files that their owner alone can read; nothing is kept when None. What
+            images and prompts say can be told from them.
+        max_ram_mb: Most memory that the process may take, in 10^6 bytes, as far as it can be
+            predicted (see `phi_edge.needs`) for one request at a time on the CPU. What would
+            take more is refused before any work; what is kept is forgotten first.
+        verify: Read the whole package and compare the digests of the large files too.
+
+    Raises:
+        ValueError: There is no such engine.
+        PackageError: The package is missing, damaged, or was changed after its export.
+        ProviderError: ONNX Runtime or the provider is not available.
+        EngineError: A graph cannot be loaded.
+        MemoryLimitError: The package alone would take more than `max_ram_mb`.
+        OSError: The folder of `disk_cache` cannot be made.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
+    if disk_cache and engine != ENGINES[0]:
+        raise ValueError(f"disk_cache goes with the engine {ENGINES[0]!r} alone")
+    folder = BUNDLED_MODEL if path is None else Path(path)
+    manifest = package.read_manifest(folder)
+    package.check_files(folder, manifest, verify=verify)
+    max_ram_bytes = None if max_ram_mb is None else max_ram_mb * 10**6
+    if max_ram_bytes is not None:
+        check_needs(predict_needs(manifest, 1), max_ram_bytes)
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / package.TOKENIZER_FILE))
+    except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception
+        raise PackageError(f"{folder / package.TOKENIZER_FILE} cannot be read: {error}") from None
+    provider = resolve_provider(provider, manifest.provider)
+    opened: Engine
+    if engine == "onnxruntime":
+        opened = OrtEngine(folder, manifest.model, provider, num_threads, provider_options)
+    else:
+        opened = GenaiEngine(folder, manifest, provider, num_threads, provider_options)
+    disk = DiskCache(Path(disk_cache), manifest, provider) if disk_cache else None
+    return Model(
+        manifest,
+        tokenizer,
+        opened,
+        prefix_cache_bytes,
+        disk,
+        max_ram_bytes,
+        provider=provider,
+        num_threads=num_threads,
+    )
