@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,18 @@ MAX_SCHEMA_CHARACTERS = 2**16
 # llguidance does not bound this one: 16 patterns that one text has to match took 0.4 s, 24 more
 # than a minute.
 MAX_COMBINED_PATTERNS = 16
+# Each pattern is compared with each other: 32 took up to 0.4 s, 200 simple ones 1 s.
+MAX_NAME_PATTERNS = 32
+# A divisor is counted with, in as many states: 9,999 took 0.06 s, 999,999 took 8 s, and so did
+# 997 and 991 together. Zeros at the end are free.
+MAX_DIVISOR = 10_000
 
 # llguidance may quote the whole grammar.
 _MAX_MESSAGE_CHARACTERS = 500
+
+
+class SchemaError(ValueError):
+    """A schema is invalid, too large, or cannot be guaranteed."""
 
 
 class JsonGrammar:
@@ -42,53 +53,77 @@ class JsonGrammar:
         """A constraint to JSON that validates by a schema.
 
         Raises:
-            ValueError: The schema is invalid, too large, or cannot be guaranteed.
+            SchemaError: The schema is invalid, too large, or cannot be guaranteed.
         """
         from llguidance import LLMatcher
 
-        formatted = json.dumps({**schema, "x-guidance": _FORMAT})
-        if len(formatted) > MAX_SCHEMA_CHARACTERS:
-            raise ValueError(
-                f"it has {len(formatted):,} characters, and at most {MAX_SCHEMA_CHARACTERS:,} are "
-                "compiled"
-            )
-        if _count_combined_patterns(schema) > MAX_COMBINED_PATTERNS:
-            raise ValueError(
-                f"it has more than {MAX_COMBINED_PATTERNS} patterns, and combines some of them"
-            )
-        with _panics_as_errors():
+        with _as_schema_errors():
+            formatted = json.dumps({**schema, "x-guidance": _FORMAT})
+            if len(formatted) > MAX_SCHEMA_CHARACTERS:
+                raise SchemaError(
+                    f"it has {len(formatted):,} characters, and at most "
+                    f"{MAX_SCHEMA_CHARACTERS:,} are compiled"
+                )
+            _check_cost(schema)
             plain = LLMatcher.grammar_from_json_schema(dict(schema))
             if problem := LLMatcher.validate_grammar(plain, self._tokenizer):
-                raise ValueError(problem[:_MAX_MESSAGE_CHARACTERS])
+                raise SchemaError(problem[:_MAX_MESSAGE_CHARACTERS])
             # The tokenizer puts a space before the first word, which decoding takes away again.
             grammar = f'start: " "? value\nvalue: %json {formatted}'
             matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         return JsonConstraint(matcher, self._vocab_size)
 
 
-def _count_combined_patterns(schema: Mapping[str, Any]) -> int:
-    """Patterns of a schema, if several of them may have to hold for one text; otherwise 0."""
-    num_patterns, are_combined = 0, False
+def _check_cost(schema: Mapping[str, Any]) -> None:
+    """Refuse what takes too long to compile, however short it is."""
+    num_patterns, num_name_patterns, are_combined = 0, 0, False
+    divisors: list[int] = []
     rest: list[Any] = [schema]
     while rest:
         value = rest.pop()
         if isinstance(value, Mapping):
             num_patterns += "pattern" in value
             are_combined |= "allOf" in value or {"$ref", "pattern"} <= value.keys()
+            if isinstance(names := value.get("patternProperties"), Mapping):
+                num_name_patterns += len(names)
+            divisor = value.get("multipleOf")
+            if isinstance(divisor, int | float) and not isinstance(divisor, bool):
+                divisors.append(_without_zeros(divisor))
             rest += value.values()
         elif isinstance(value, list):
             rest += value
-    return num_patterns if are_combined else 0
+    # Several patterns may have to hold for one text, and several divisors for one number.
+    if are_combined and num_patterns > MAX_COMBINED_PATTERNS:
+        raise SchemaError(
+            f"it has more than {MAX_COMBINED_PATTERNS} patterns, and combines some of them"
+        )
+    if num_name_patterns > MAX_NAME_PATTERNS:
+        raise SchemaError(f"it has more than {MAX_NAME_PATTERNS} patterns in patternProperties")
+    if max(sum(divisors), math.lcm(*divisors)) > MAX_DIVISOR:
+        raise SchemaError(
+            f"its values of multipleOf, without zeros at their ends, come to more than "
+            f"{MAX_DIVISOR:,} together"
+        )
+
+
+def _without_zeros(number: float) -> int:
+    """The digits of a number, from the first to the last that is not zero."""
+    digits = Decimal(str(number)).normalize().as_tuple().digits
+    return int("".join(map(str, digits)))
 
 
 @contextmanager
-def _panics_as_errors() -> Iterator[None]:
+def _as_schema_errors() -> Iterator[None]:
     """Rust code that gives up raises what is no `Exception` and has no importable class."""
     try:
         yield
+    except SchemaError:
+        raise
+    except ValueError as error:
+        raise SchemaError(str(error)[:_MAX_MESSAGE_CHARACTERS]) from None
     except BaseException as error:
         if type(error).__name__ == "PanicException":
-            raise ValueError("it is too complex") from None
+            raise SchemaError("it is too complex") from None
         raise
 
 
@@ -99,15 +134,24 @@ class JsonConstraint:
         self._matcher = matcher
         self._vocab_size = vocab_size
 
+    def copy(self) -> JsonConstraint:
+        """Another that goes on from here; it takes no time, as compiling does."""
+        return JsonConstraint(self._matcher.deep_copy(), self._vocab_size)
+
     def allowed(self) -> npt.NDArray[np.bool_]:
         """See `Constraint.allowed`."""
-        with _panics_as_errors():
+        with _as_schema_errors():
             mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         return np.unpackbits(mask, count=self._vocab_size, bitorder="little").astype(np.bool_)
 
     def accept(self, token_id: int) -> None:
-        """See `Constraint.accept`."""
-        with _panics_as_errors():
+        """See `Constraint.accept`.
+
+        Raises:
+            SchemaError: The schema is more than what can be followed.
+        """
+        with _as_schema_errors():
             is_allowed = self._matcher.consume_token(token_id)
         if not is_allowed:
-            raise ValueError(f"the schema cannot be followed: {self._matcher.get_error()}")
+            problem = self._matcher.get_error()[:_MAX_MESSAGE_CHARACTERS]
+            raise SchemaError(f"it cannot be followed: {problem}")

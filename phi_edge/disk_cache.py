@@ -113,7 +113,9 @@ class DiskCache:
         ids = prompt.input_ids[:num_common]
         known_features = features[: np.count_nonzero(ids < 0)]
 
-        def read(file: CacheFile) -> Run:
+        def read(file: CacheFile) -> Run | None:
+            if self._count_common(file, prompt) < num_common:
+                return None  # it was replaced since
             rows = (part[:, :num_common] for part in file.arrays())
             run = engine.restore(ids, known_features, rows, is_long=self._is_long(prompt))
             file.check()

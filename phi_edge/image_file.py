@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 MAX_PIXELS_VARIABLE = "PHI_EDGE_MAX_IMAGE_PIXELS"
 # 201 MB as RGB. Pillow itself opens none with more than twice its `Image.MAX_IMAGE_PIXELS`.
 _DEFAULT_MAX_PIXELS = 2**26
+# What errors call an image that is no file.
+_DATA = "the data"
 # Formats that images are exchanged in. Pillow reads more, some through programs of their own
 # (PostScript), and each is one more decoder for damaged data. HEIF is a plugin's.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000", "PPM", "ICO")
@@ -38,19 +40,30 @@ def open_image(source: Path | BinaryIO) -> Image.Image:
         ImageError: The file is missing, no image, damaged, or has more pixels than
             PHI_EDGE_MAX_IMAGE_PIXELS (67,108,864 when it is not set).
     """
-    name = str(source) if isinstance(source, Path) else "the data"
     if not isinstance(source, Path):
-        return _decode(source, name)
+        return decode_image(read_header(source))
+    name = str(source)
     try:
         with source.open("rb") as file:
-            return _decode(file, name)
+            return decode_image(read_header(file, name), name)
     except FileNotFoundError:
         raise ImageError(f"there is no image at {name}") from None
     except OSError as error:
         raise ImageError(f"{name} cannot be read: {error.strerror}") from None
 
 
-def _decode(file: BinaryIO, name: str) -> Image.Image:
+def read_header(file: BinaryIO, name: str = _DATA) -> Image.Image:
+    """The image of a file, of which nothing but the header is read yet.
+
+    Its size is that of the file, before it is turned upright.
+
+    Args:
+        file: As in `open_image`; it stays open until the image is decoded.
+        name: What errors call it.
+
+    Raises:
+        ImageError: It is no image, or has too many pixels.
+    """
     Image.init()
     formats = [each for each in _FORMATS if each in Image.OPEN]
     with decoding(name):
@@ -59,9 +72,21 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
         except UnidentifiedImageError:
             file.seek(0)
             raise ImageError(f"{name} {_describe_unknown(file.read(256))}") from None
-        with image:
-            check_size(image, name)
-            return ImageOps.exif_transpose(image)
+        check_size(image, name)
+        return image
+
+
+def decode_image(header: Image.Image, name: str = _DATA) -> Image.Image:
+    """Decode what `read_header` gave, which is of no use then, and turn it upright.
+
+    Raises:
+        ImageError: It is damaged.
+    """
+    with decoding(name):
+        try:
+            return ImageOps.exif_transpose(header)
+        finally:
+            header.close()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -113,6 +114,18 @@ def plain_text(tokenizer: Tokenizer, text: str) -> str:
     found = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
     pattern = rf"{_IMAGE_TAG.pattern}|{found}" if found else _IMAGE_TAG.pattern
     return re.sub(pattern, lambda match: f"{match[0][0]} {match[0][1:]}", text)
+
+
+def longest_token(tokenizer: Tokenizer) -> int:
+    """The most characters that a token can stand for.
+
+    A text's characters, divided by it, are fewer than its tokens, which takes no tokenizing. White
+    space at its ends must not be counted: special tokens beside it take it away.
+    """
+    # The tokenizer puts one character in the place of another, and spells in bytes what is in no
+    # token. One that does not spell makes a single token of any number of such characters.
+    spells = getattr(tokenizer.model, "byte_fallback", False)
+    return max(map(len, tokenizer.get_vocab())) if spells else sys.maxsize
 
 
 def image_tags(num_images: int) -> str:

@@ -96,8 +96,9 @@ class Sampler:
     def _draw(self, logits: Logits) -> int:
         # Most likely first; a stable sort, so that ties are broken alike everywhere.
         order = np.argsort(-logits, kind="stable")[: self._top_k]
-        scaled = logits[order].astype(np.float64) / self._temperature
-        probabilities = np.exp(scaled - scaled[0])
+        below = logits[order].astype(np.float64) - logits[order[0]]
+        with np.errstate(over="ignore"):  # a temperature of nearly 0
+            probabilities = np.exp(below / self._temperature)
         probabilities /= probabilities.sum()
         cumulative = probabilities.cumsum()
         if self._top_p < 1:

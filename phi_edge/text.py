@@ -76,10 +76,11 @@ class Detokenizer:
         if self.stopped:
             return ""
         self._held += text
-        found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            end = min(found)
+            # The one that is complete first, as it would be if the characters came one by one.
+            _, end = min(found)
         else:
             end = len(self._held) - (0 if at_end else self._possible_stop_length())
         certain, self._held = self._held[:end], self._held[end:]

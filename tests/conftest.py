@@ -7,6 +7,7 @@ A larger set of the same kind, with the real tokenizer, is read from `../shared`
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 import phi_edge
@@ -30,6 +32,11 @@ DEV = SHARED / "golden" / "dev"
 REFERENCE_FILES = SHARED / "reference" / "phi3_vision_checkpoint_files"
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+# The same examples every time; `HYPOTHESIS_PROFILE=thorough` tries many others.
+settings.register_profile("quick", max_examples=40, derandomize=True, deadline=None)
+settings.register_profile("thorough", max_examples=3000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 class GoldenSet:

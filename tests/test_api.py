@@ -382,6 +382,33 @@ def test_context_overflow_tells_the_numbers(service: ChatService, model: phi_edg
     assert f"{limit:,} are asked for" in raised.value.message
 
 
+def test_a_hopeless_text_is_refused_before_anything_is_done_with_it(
+    model: phi_edge.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To tokenize it or to look for words in it takes seconds."""
+    content_filter = Mock()
+    service = ChatService(model, content_filters=[content_filter])
+    monkeypatch.setattr(model, "encode_prompt", Mock())
+    with pytest.raises(HttpResponseError, match="at least") as raised:
+        complete(service, messages=[{"role": "user", "content": "What is the sea? " * 200_000}])
+    assert raised.value.code == "context_length_exceeded"
+    assert not content_filter.finds.called
+
+
+def test_images_are_counted_before_one_is_decoded(
+    model: phi_edge.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = image_part(Image.new("RGB", (30, 20)), detail="low")
+    monkeypatch.setattr("phi_edge.api.service.decode_image", Mock(side_effect=AssertionError))
+    num_images = model.manifest.model.context_length // 313 + 1
+    with pytest.raises(HttpResponseError, match="at least") as raised:
+        complete(
+            ChatService(model, image_policy="all"),
+            messages=[{"role": "user", "content": [part] * num_images}],
+        )
+    assert raised.value.code == "context_length_exceeded"
+
+
 def test_a_prompt_that_is_filtered(model: phi_edge.Model) -> None:
     service = ChatService(model, content_filters=[BlockList(["knife skills"])])
     with pytest.raises(HttpResponseError) as raised:
@@ -449,6 +476,13 @@ SCHEMAS: list[Body] = [
         },
     },
     {"type": "string", "pattern": "^[a-c]{2,4}$"},
+    {
+        "type": "object",
+        "patternProperties": {f"^{name}[0-9]$": {"type": "integer"} for name in "abc"},
+        "additionalProperties": False,
+        "maxProperties": 3,
+    },
+    {"type": "integer", "multipleOf": 2500, "minimum": 0, "maximum": 10**9},
 ]
 
 
@@ -484,6 +518,26 @@ def test_a_schema_that_cannot_be_used(service: ChatService, schema: Body) -> Non
         complete(service, response_format=wanted)
     assert raised.value.param == "response_format.json_schema.schema"
     assert "%json" not in raised.value.message
+
+
+def test_a_schema_that_turns_out_to_be_too_much(service: ChatService) -> None:
+    """It compiles; that there is too much in it is found as it is followed."""
+    shapes = [{"type": "object", "properties": {f"x{at}": {}}} for at in range(800)]
+    wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"anyOf": shapes}}}
+    with pytest.raises(HttpResponseError, match="cannot be followed") as raised:
+        complete(service, response_format=wanted)
+    assert raised.value.status_code == 400
+    assert raised.value.param == "response_format.json_schema.schema"
+
+
+def test_a_schema_is_compiled_once_for_all_choices(
+    service: ChatService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constrain = Mock(wraps=service._grammar.constrain)
+    monkeypatch.setattr(service._grammar, "constrain", constrain)
+    answer = complete(service, response_format={"type": "json_object"}, n=3, max_tokens=100)
+    constrain.assert_called_once()
+    assert all(isinstance(json.loads(text(answer, index)), dict) for index in range(3))
 
 
 @pytest.mark.parametrize(
@@ -661,13 +715,29 @@ def test_ordinary_texts_stay_as_they_are(model: phi_edge.Model, text: str) -> No
         ("max_tokens", 10**30),
         ("response_format", json.loads("[" * 101 + "]" * 101)),
         ("tools", json.loads('{"a":' * 500 + "0" + "}" * 500)),
+        ("unknown", 1e999),
+        ("messages", [{"role": "nobody", "content": ""}] * 4096),
+        ("logit_bias", {"five" * 10_000: 1}),
+        ("x" * 10_000, float("nan")),
+        ("tool_choice", {"type": "function", "function": {"name": "f" * 10_000}}),
     ],
 )
 def test_what_is_too_much_is_named(service: ChatService, field: str, value: object) -> None:
+    """In few words, however much there is of it."""
     with pytest.raises(HttpResponseError) as raised:
         complete(service, **{field: value})
     assert raised.value.status_code == 400
-    assert (raised.value.param or "").startswith(field)
+    assert field[:100] in raised.value.message
+    assert len(raised.value.message) < 1000
+    assert len(raised.value.param or "") < 200
+
+
+def test_unknown_fields_are_named_in_few_words() -> None:
+    with pytest.raises(HttpResponseError, match="and 995 more") as raised:
+        parse_request(body(**{f"field{index}": 1 for index in range(1000)}))
+    assert raised.value.status_code == 422
+    with pytest.raises(HttpResponseError) as raised:
+        parse_request(body(**{"x" * 10_000: 1}))
     assert len(raised.value.message) < 1000
 
 
@@ -677,6 +747,11 @@ def test_what_is_too_much_is_named(service: ChatService, field: str, value: obje
         {"properties": {f"p{index}": {"type": "string"} for index in range(10_000)}},
         # Takes llguidance minutes, after which it panics.
         {"type": "string", "allOf": [{"pattern": f"a.*{index}"} for index in range(200)]},
+        {"patternProperties": {f"^a{index}$": {"type": "string"} for index in range(1000)}},
+        {"type": "integer", "multipleOf": 999_999},
+        {"type": "number", "multipleOf": 99999.9},
+        {"allOf": [{"type": "integer", "multipleOf": divisor} for divisor in (997, 991)]},
+        {"prefixItems": [{"type": "integer", "multipleOf": divisor} for divisor in [9_000] * 1500]},
         {"$ref": "http://127.0.0.1:9/x.json"},
         {"$ref": "file:///etc/passwd"},
     ],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import phi_edge
 from phi_edge.caches import FeatureCache, PrefixCache, count_common_tokens
@@ -166,6 +167,91 @@ def test_images_are_told_apart_by_every_pixel() -> None:
     ]
     assert crops(0.5).digest == image.digest
     assert image.digest not in {other.digest for other in others}
+
+
+def with_digest(image: ImageCrops, digest: bytes) -> ImageCrops:
+    """An image that claims a digest, for collisions that nobody can make."""
+    copy = dataclasses.replace(image)
+    copy.__dict__["digest"] = digest
+    return copy
+
+
+def test_digests_that_begin_alike_are_not_the_same() -> None:
+    one, other = (with_digest(crops(0.5), b"\0" * 31 + bytes([last])) for last in (1, 2))
+    cache = FeatureCache(10**6)
+    cache.put(one, np.zeros((10, 8), np.float32))
+    assert cache.get(other) is None
+    ids = np.full(one.num_tokens, -1)
+    assert count_common_tokens(ids, [one], ids, [other]) == 0
+
+
+# What a user asks after another has asked: (images, turns) of both.
+RED, BLUE = Image.new("RGB", (80, 60), "red"), Image.new("RGB", (80, 60), "blue")
+Asked = tuple[Sequence[Image.Image | ImageCrops], Sequence[tuple[str, str]]]
+WHAT = [("user", "<|image_1|>\nWhat is it?")]
+BOTH = [("user", "<|image_1|>\n<|image_2|>\nWhat is it?")]
+LATER = [*WHAT, ("assistant", "A square."), ("user", "Of which colour?")]
+
+
+def one_pixel_changed() -> Image.Image:
+    image = RED.copy()
+    image.putpixel((79, 59), (0, 0, 255))
+    return image
+
+
+def same_thumbnail(model: phi_edge.Model) -> tuple[ImageCrops, ImageCrops]:
+    """Images of which all but the global crop, which comes first, is different."""
+    image = model.preprocess(RED, 4)
+    pixels = image.pixel_values.copy()
+    pixels[1:] = -pixels[1:]
+    return image, dataclasses.replace(image, pixel_values=pixels)
+
+
+def same_crops(model: phi_edge.Model) -> tuple[ImageCrops, ImageCrops]:
+    """The same crops, once beside one another and once one below the other."""
+    image = model.preprocess(Image.new("RGB", (80, 40), "red"), 2)
+    return image, dataclasses.replace(image, image_size=image.image_size[::-1])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda _: (([RED], WHAT), ([BLUE], WHAT)),
+        lambda _: (([RED], WHAT), ([one_pixel_changed()], WHAT)),
+        lambda _: (([RED], WHAT), ([RED.convert("L")], WHAT)),
+        lambda _: (([RED], WHAT), ([RED.transpose(Image.Transpose.ROTATE_90)], WHAT)),
+        lambda _: (([RED], WHAT), ([RED.resize((160, 60))], WHAT)),
+        lambda model: (([RED], WHAT), ([model.preprocess(RED, 1)], WHAT)),
+        lambda model: tuple(([image], WHAT) for image in same_thumbnail(model)),
+        lambda model: tuple(([image], WHAT) for image in same_crops(model)),
+        lambda _: (([RED, BLUE], BOTH), ([BLUE, RED], BOTH)),
+        lambda _: (([RED, BLUE], BOTH), ([RED, RED], BOTH)),
+        lambda _: (([RED, BLUE], BOTH), ([BLUE], WHAT)),
+        lambda _: (([RED], LATER), ([BLUE], LATER)),
+        lambda _: (([RED], WHAT), ([BLUE], LATER)),
+        lambda _: (([], [("user", "What is it?")]), ([RED], WHAT)),
+    ],
+)
+def test_what_one_user_asked_does_not_answer_another(
+    compact_fp32: Path,
+    model: phi_edge.Model,
+    tmp_path: Path,
+    make: Callable[[phi_edge.Model], tuple[Asked, Asked]],
+) -> None:
+    """Neither from memory nor, in another process, from the disk."""
+    first, second = (
+        model.encode_prompt(chat_text(turns), images, num_crops=4) for images, turns in make(model)
+    )
+    engine = model._open_engine()
+    features = [np.empty((0, 64), np.float32), *map(engine.encode_image, second.images)]
+    fresh = engine.start(second.input_ids, np.concatenate(features))
+    with phi_edge.load_model(compact_fp32, disk_cache=tmp_path) as asked:
+        ask(asked, first)
+        from_memory = asked.start(second)
+        with phi_edge.load_model(compact_fp32, disk_cache=tmp_path) as other:
+            from_disk = other.start(second)
+            for run in (from_memory, from_disk):
+                np.testing.assert_allclose(run.logits, fresh.logits, rtol=0, atol=2e-5)
 
 
 def test_common_tokens() -> None:

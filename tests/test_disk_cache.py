@@ -157,6 +157,37 @@ def test_files_are_bound_to_package_and_provider(
         assert disk._find(prompt) == (None, 0)
 
 
+def test_a_file_with_the_name_of_another_package_s_is_a_miss(
+    second: phi_edge.Model, model: phi_edge.Model, question: Question, tmp_path: Path
+) -> None:
+    """Its header tells whose it is."""
+    prompt = question(second, "What is it?")
+    disk = DiskCache(tmp_path / "cache", model.manifest, "cuda")
+    for path in files(tmp_path):
+        path.rename(path.with_name(disk._prefix + path.name[len(disk._prefix) :]))
+    (features,) = files(tmp_path, ".features")
+    features.rename(disk._path(disk._features_facts(prompt.images[0]), ".features"))
+    assert disk.load_features(prompt.images[0]) is None
+    assert disk._find(prompt) == (None, 0)
+    assert len(files(tmp_path)) == 2
+
+
+def test_a_file_that_is_replaced_while_it_is_looked_for_is_a_miss(
+    second: phi_edge.Model,
+    question: Question,
+    compact: GoldenSet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = chat_text([("user", "<|image_1|>\nWhat is it?")])
+    prompt = second.encode_prompt(text, [compact.image("tall_50x170")], num_crops=1)
+    disk = second._disk
+    assert disk is not None
+    path, _ = disk._find(question(second, "What is it?"))
+    monkeypatch.setattr(disk, "_find", lambda _prompt: (path, prompt.num_tokens))
+    features = second.encode_image(prompt.images[0])
+    assert disk.load_run(prompt, features, second._open_engine()) is None
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such modes")
 def test_only_their_owner_can_read_the_files(first: phi_edge.Model, tmp_path: Path) -> None:
     assert first

@@ -50,9 +50,7 @@ def call_with_generated(operation: Any, mode: str) -> None:
     Some that keep to it are refused: a schema cannot say that a conversation ends with the user.
     """
 
-    @settings(
-        max_examples=50, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
-    )
+    @settings(suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(mode))
     def check(case: schemathesis.Case[Any]) -> None:
         excluded: list[Any] = [positive_data_acceptance]

@@ -16,8 +16,11 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.routing import Route
+from starlette.testclient import TestClient
 
 from phi_edge.api.service import ChatService
+from phi_edge.server.app import make_app
 from phi_edge.server.run import is_loopback, serve
 
 from .serving import serving, wait_until
@@ -114,11 +117,52 @@ def test_bad_bodies(client: httpx.Client) -> None:
 # Who may come in
 
 
+@pytest.fixture(scope="module")
+def guarded(service: ChatService) -> Iterator[TestClient]:
+    """A server with a key."""
+    with TestClient(make_app(service, api_key="sesame"), "http://localhost") as client:
+        yield client
+
+
+def routes(client: TestClient) -> Iterator[tuple[str, str]]:
+    """Method and path of whatever the application answers, and of what it does not."""
+    app: Any = client.app
+    for route in app.routes:
+        assert isinstance(route, Route), "what a mounted application answers is not known here"
+        for method in [*(route.methods or ()), "OPTIONS", "DELETE"]:
+            yield method, re.sub(r"{.*?}", "x", route.path)
+    yield "GET", "/nothing"
+
+
+def test_every_route_but_health_asks_for_the_key(guarded: TestClient) -> None:
+    assert guarded.get("/health").status_code == 200
+    for method, path in routes(guarded):
+        for headers in ({}, {"api-key": "sesam"}, {"Authorization": "Bearer sesame2"}):
+            refused = guarded.request(method, path, headers=headers)
+            assert (refused.status_code == 401) == (path != "/health"), (method, path)
+        reached = guarded.request(method, path, headers={"api-key": "sesame"})
+        assert reached.status_code != 401
+
+
+def test_no_route_tells_a_browser_that_other_sites_may_read_it(guarded: TestClient) -> None:
+    key = {"api-key": "sesame"}
+    for method, path in routes(guarded):
+        for origin in ("http://localhost:3000", "https://attacker.example", "null"):
+            asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+            for headers in (asked, {**asked, **key}):
+                reply = guarded.request(method, path, headers=headers)
+                assert not any(name.startswith("access-control") for name in reply.headers)
+                assert (reply.status_code == 403) == ("localhost" not in origin)
+
+
+def test_every_route_checks_the_name_that_it_is_called_by(guarded: TestClient) -> None:
+    for method, path in routes(guarded):
+        headers = {"Host": "attacker.example", "api-key": "sesame"}
+        assert guarded.request(method, path, headers=headers).status_code == 403
+
+
 def test_key(service: ChatService) -> None:
     with serving(service, api_key="sesame") as client:
-        assert client.get("/health").status_code == 200
-        for path in ("/info", "/metrics", "/openapi.json", "/nothing"):
-            assert client.get(path).status_code == 401
         refused = client.post(CHAT, json=BODY, headers={"api-key": "wrong"})
         assert refused.status_code == 401
         assert "Bearer" in error_of(refused)["message"]

@@ -1,16 +1,20 @@
-"""Image parts of a request -> Pillow images."""
+"""Image parts of a request -> Pillow images.
+
+In two steps, so that all images of a request can be counted before one is decoded.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 from PIL import Image
 
 from phi_edge.errors import HttpResponseError, ImageError
-from phi_edge.image_file import open_image
+from phi_edge.image_file import read_header
 
 from .fetch import fetch_image
 
@@ -18,7 +22,7 @@ _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 
 
 def read_image(url: str, field: str, allowed_hosts: Collection[str] = ()) -> Image.Image:
-    """Read the image of an `image_url`.
+    """Read the image of an `image_url`, and no more of it than its header.
 
     Args:
         url: A data URL in base64, or http(s) of an allowed host.
@@ -28,8 +32,19 @@ def read_image(url: str, field: str, allowed_hosts: Collection[str] = ()) -> Ima
     Raises:
         HttpResponseError: 400; the URL is of another kind, or is no image that can be read.
     """
+    with naming(field):
+        return read_header(io.BytesIO(_read(url, allowed_hosts)))
+
+
+@contextmanager
+def naming(field: str) -> Iterator[None]:
+    """Say of the errors of an image which field it stands in.
+
+    Raises:
+        HttpResponseError: 400, in the place of any `ImageError`.
+    """
     try:
-        return open_image(io.BytesIO(_read(url, allowed_hosts)))
+        yield
     except ImageError as error:
         raise HttpResponseError(
             400, f"{field}: {error}", code="invalid_image", param=field

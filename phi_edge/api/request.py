@@ -7,7 +7,7 @@ fields that only that one has.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -44,6 +44,9 @@ MAX_TOOLS = 128  # as OpenAI's API has it
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1024
 MAX_DEPTH = 100  # of lists and objects inside one another, in one field
+# What an error shows of a request.
+_MAX_LISTED = 5
+_MAX_SHOWN_CHARACTERS = 160
 # Branches of the two kinds of content; they are no part of a field's name.
 _STRING, _PARTS = "content as a string", "content as parts"
 
@@ -281,18 +284,18 @@ def parse_request(body: object, extra_parameters: ExtraParameters = "pass-throug
     if not isinstance(body, Mapping):
         raise HttpResponseError(400, "the request body has to be a JSON object")
     fields = {name: value for name, value in body.items() if value is not None}
-    extra = sorted(set(fields) - AZURE_FIELDS)
     if extra_parameters == "drop":
         fields = {name: fields[name] for name in fields.keys() & AZURE_FIELDS}
-    else:
-        known = ChatRequest.model_fields.keys() | IGNORED_FIELDS
-        unknown = [name for name in extra if extra_parameters == "error" or name not in known]
-        if unknown:
-            raise _not_supported(unknown, fields)
-        fields = {name: fields[name] for name in fields.keys() - IGNORED_FIELDS}
     for name, value in fields.items():
         if problem := _find_problem(value):
-            raise HttpResponseError(400, f"{name}: {problem}", code="invalid_request", param=name)
+            place = _shorten(name)
+            raise HttpResponseError(400, f"{place}: {problem}", code="invalid_request", param=place)
+    known = ChatRequest.model_fields.keys() | IGNORED_FIELDS
+    extra = sorted(set(fields) - AZURE_FIELDS)
+    unknown = [name for name in extra if extra_parameters == "error" or name not in known]
+    if unknown:
+        raise _not_supported(unknown, fields)
+    fields = {name: fields[name] for name in fields.keys() - IGNORED_FIELDS}
     try:
         return ChatRequest.model_validate(fields)
     except ValidationError as error:
@@ -330,25 +333,38 @@ def _is_broken(text: str) -> bool:
 def _not_supported(names: list[str], fields: Mapping[str, Any]) -> HttpResponseError:
     return HttpResponseError(
         422,
-        f"this model does not take the parameter {', '.join(names)}; with the header "
+        f"this model does not take the parameter {_list(names)}; with the header "
         "`extra-parameters: drop` such parameters are left out",
         code="parameter_not_supported",
-        param=names[0],
+        param=_shorten(names[0]),
         detail=[{"loc": ["body", name], "input": fields[name]} for name in names],
     )
 
 
 def _invalid(error: ValidationError) -> HttpResponseError:
     problems = {
-        _name_field(problem["loc"]): problem["msg"].removeprefix("Value error, ")
+        _shorten(_name_field(problem["loc"])): problem["msg"].removeprefix("Value error, ")
         for problem in error.errors(include_url=False)
     }
+    texts = [f"{name}: {text}" if name else text for name, text in problems.items()]
     return HttpResponseError(
         400,
-        "; ".join(f"{name}: {text}" if name else text for name, text in problems.items()),
+        _list(texts, "; "),
         code="invalid_request",
         param=next(iter(problems)) or None,
     )
+
+
+def _list(texts: Sequence[str], separator: str = ", ") -> str:
+    """The first few of some texts; a client may send any number, of any length."""
+    more = [f"and {len(texts) - _MAX_LISTED} more"] if len(texts) > _MAX_LISTED else []
+    return separator.join([*map(_shorten, texts[:_MAX_LISTED]), *more])
+
+
+def _shorten(text: str) -> str:
+    if len(text) <= _MAX_SHOWN_CHARACTERS:
+        return text
+    return f"{text[:_MAX_SHOWN_CHARACTERS]}..."
 
 
 def _name_field(location: tuple[int | str, ...]) -> str:

@@ -8,27 +8,28 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
 
-from phi_edge.constraint import JsonConstraint, JsonGrammar
+from phi_edge.constraint import JsonConstraint, JsonGrammar, SchemaError
 from phi_edge.errors import (
     ContextLengthError,
     HttpResponseError,
     MemoryLimitError,
-    PhiEdgeError,
     PromptError,
 )
 from phi_edge.generation import Generation, GenerationEvent, TokenLogprobs, generate_choices
-from phi_edge.image import DETAIL_CROPS, ImageCrops
+from phi_edge.image import DETAIL_CROPS, count_tokens, padded_size
+from phi_edge.image_file import decode_image
 from phi_edge.loaded_model import Model
-from phi_edge.prompt import Prompt, plain_text
+from phi_edge.prompt import Prompt, longest_token, plain_text
 from phi_edge.sampling import Sampler
 from phi_edge.text import Detokenizer, token_bytes
 
 from .conversation import Conversation, ImagePolicy, SystemRole, make_conversation
-from .images import read_image
+from .images import naming, read_image
 from .pieces import CallReader, Piece, TextFilter
 from .request import ChatRequest, NamedTool, Tool
 from .response import (
@@ -53,7 +54,7 @@ class _Job:
 
     request: ChatRequest
     prompt: Prompt
-    schema: dict[str, Any] | None
+    constraint: JsonConstraint | None
     cancel: threading.Event
 
     @property
@@ -110,6 +111,7 @@ class ChatService:
         self._filters = tuple(content_filters)
         self._allowed_hosts = frozenset(allowed_image_hosts)
         self._max_ttft_ms = max_ttft_ms
+        self._longest_token = longest_token(model.tokenizer)
 
     @property
     def model_name(self) -> str:
@@ -223,6 +225,9 @@ class ChatService:
 
     def _prepare(self, request: ChatRequest, cancel: threading.Event | None) -> _Job:
         """Everything that can be found wrong with a request is found here."""
+        # First what costs nothing: to tokenize a hopeless text, or decode its images, takes long.
+        num_text_tokens = self._least_text_tokens(request)
+        self._check_context(request, num_text_tokens)
         tools = request.tools if request.tool_choice != "none" else []
         conversation = make_conversation(
             request.messages,
@@ -232,72 +237,79 @@ class ChatService:
             functools.partial(plain_text, self.model.tokenizer),
         )
         self._check_prompt(conversation)
-        prompt = self._encode(conversation)
-        self._check_length(request, prompt)
-        vocab_size = self.model.manifest.model.vocab_size
-        if request.logit_bias and max(map(int, request.logit_bias)) >= vocab_size:
-            raise HttpResponseError(
-                400, f"logit_bias: token ids end at {vocab_size - 1}", param="logit_bias"
-            )
-        schema, field = _schema(request)
-        if schema is not None:
-            try:
-                self._grammar.constrain(schema)
-            except ValueError as error:
-                raise HttpResponseError(
-                    400, f"{field}: the schema cannot be used: {error}", param=field
-                ) from None
-        return _Job(request, prompt, schema, cancel or threading.Event())
-
-    def _check_prompt(self, conversation: Conversation) -> None:
-        if any(content_filter.finds(conversation.text) for content_filter in self._filters):
-            raise PromptFilteredError
-
-    def _encode(self, conversation: Conversation) -> Prompt:
         images = [
             read_image(part.image_url.url, field, self._allowed_hosts)
             for part, field in conversation.images
         ]
         num_crops = self._num_crops(conversation, images)
-        crops = [
-            self._preprocess(image, most, field)
-            for image, most, (_, field) in zip(images, num_crops, conversation.images, strict=True)
-        ]
+        num_image_tokens = _least_image_tokens(conversation, images, num_crops)
+        self._check_context(request, num_text_tokens + num_image_tokens)
+        prompt = self._encode(conversation, images, num_crops)
+        self._check_context(request, prompt.num_tokens, known="")
+        self._check_memory(request, prompt)
+        vocab_size = self.model.manifest.model.vocab_size
+        if request.logit_bias and max(map(int, request.logit_bias)) >= vocab_size:
+            raise HttpResponseError(
+                400, f"logit_bias: token ids end at {vocab_size - 1}", param="logit_bias"
+            )
+        return _Job(request, prompt, self._constrain(request), cancel or threading.Event())
+
+    def _constrain(self, request: ChatRequest) -> JsonConstraint | None:
+        schema, field = _schema(request)
+        with _naming_schema(field):
+            return None if schema is None else self._grammar.constrain(schema)
+
+    def _check_prompt(self, conversation: Conversation) -> None:
+        if any(content_filter.finds(conversation.text) for content_filter in self._filters):
+            raise PromptFilteredError
+
+    def _encode(
+        self, conversation: Conversation, images: Sequence[Image.Image], num_crops: Sequence[int]
+    ) -> Prompt:
+        crops = []
+        # One after another: decoded, an image may take 200 MB.
+        for image, most, (_, field) in zip(images, num_crops, conversation.images, strict=True):
+            with naming(field):
+                crops.append(self.model.preprocess(decode_image(image), most))
         try:
             return self.model.encode_prompt(conversation.text, crops)
         except PromptError as error:
             raise HttpResponseError(400, f"messages: {error}", param="messages") from None
 
-    def _num_crops(
-        self, conversation: Conversation, images: Sequence[Image.Image]
-    ) -> list[int | None]:
+    def _num_crops(self, conversation: Conversation, images: Sequence[Image.Image]) -> list[int]:
         """Most crops of each image."""
-        num_crops = [DETAIL_CROPS[part.image_url.detail] for part, _ in conversation.images]
+        default = self.model.manifest.model.num_crops
+        details = [part.image_url.detail for part, _ in conversation.images]
+        num_crops = [DETAIL_CROPS[detail] or default for detail in details]
         if self._max_ttft_ms is None:
             return num_crops
-        text, default = conversation.text, self.model.manifest.model.num_crops
+        text = conversation.text
         most = self.model.fit_crops(images, self._max_ttft_ms, text=text, num_crops=num_crops)
-        return [min(most, own or default) for own in num_crops]
+        return [min(most, own) for own in num_crops]
 
-    def _preprocess(self, image: Image.Image, num_crops: int | None, field: str) -> ImageCrops:
-        try:
-            return self.model.preprocess(image, num_crops)
-        except PhiEdgeError as error:
-            raise HttpResponseError(400, f"{field}: {error}", param=field) from None
+    def _least_text_tokens(self, request: ChatRequest) -> int:
+        """A lower bound; see `longest_token`."""
+        texts = [part for each in request.messages for part in each.parts if part.type == "text"]
+        return sum(len(part.text.strip()) for part in texts) // self._longest_token
 
-    def _check_length(self, request: ChatRequest, prompt: Prompt) -> None:
+    def _check_context(
+        self, request: ChatRequest, num_tokens: int, known: str = "at least "
+    ) -> None:
+        """Refuse a prompt of so many tokens, or "at least" so many, if the context is shorter."""
         context_length = self.model.manifest.model.context_length
         wanted = request.token_limit or 1
-        if prompt.num_tokens + wanted > context_length:
+        if num_tokens + wanted > context_length:
             raise HttpResponseError(
                 400,
-                f"the prompt has {prompt.num_tokens:,} tokens and {wanted:,} are asked for, "
-                f"{prompt.num_tokens + wanted:,} together; this model's context holds "
+                f"the prompt has {known}{num_tokens:,} tokens and {wanted:,} are asked for, "
+                f"{num_tokens + wanted:,} together; this model's context holds "
                 f"{context_length:,}: shorten the messages, lower an image's `detail`, or lower "
                 "max_tokens",
                 code="context_length_exceeded",
-                param="messages" if prompt.num_tokens >= context_length else "max_tokens",
+                param="messages" if num_tokens >= context_length else "max_tokens",
             )
+
+    def _check_memory(self, request: ChatRequest, prompt: Prompt) -> None:
         try:
             self.model.check_memory(prompt, request.token_limit)
         except MemoryLimitError as error:
@@ -311,6 +323,7 @@ class ChatService:
     def _choices(self, job: _Job) -> Iterator[tuple[int, Piece]]:
         """Pieces of all choices as they come, each with its choice's number; an empty one first."""
         request, num_choices = job.request, job.request.n
+        schema_field = _schema(request)[1]
         num_rows = self.model.count_rows(job.prompt, request.token_limit, num_choices)
         try:
             run = self.model.start(job.prompt, job.cancel, request.token_limit, num_rows)
@@ -320,11 +333,12 @@ class ChatService:
                 filters = [TextFilter(self._filters) for _ in range(num_choices)]
                 tools = request.tools if job.may_call_tool else []
                 readers = [CallReader(tools) for _ in range(num_choices)]
-                for index, event in generate_choices(run, completions, num_rows, job.cancel):
-                    piece = filters[index].add(self._piece(event))
-                    if piece.finish_reason:
-                        completions[index].is_finished = True
-                    yield from ((index, ready) for ready in readers[index].add(piece))
+                with _naming_schema(schema_field):
+                    for index, event in generate_choices(run, completions, num_rows, job.cancel):
+                        piece = filters[index].add(self._piece(event))
+                        if piece.finish_reason:
+                            completions[index].is_finished = True
+                        yield from ((index, ready) for ready in readers[index].add(piece))
             finally:
                 self.model.keep(job.prompt, run)
         except ContextLengthError as error:
@@ -332,9 +346,6 @@ class ChatService:
 
     def _generation(self, job: _Job, index: int) -> Generation:
         request = job.request
-        constraint: JsonConstraint | None = None
-        if job.schema is not None:
-            constraint = self._grammar.constrain(job.schema)
         sampler = Sampler(
             # A nucleus of nothing still has the most likely token.
             request.temperature if request.top_p else 0.0,
@@ -343,7 +354,7 @@ class ChatService:
             presence_penalty=request.presence_penalty,
             frequency_penalty=request.frequency_penalty,
             logit_bias={int(token): bias for token, bias in request.logit_bias.items()},
-            constraint=constraint,
+            constraint=job.constraint and job.constraint.copy(),
         )
         return Generation(
             job.prompt.num_tokens,
@@ -380,6 +391,18 @@ class ChatService:
         return {"content": [entry for piece in pieces for entry in piece.logprobs]}
 
 
+def _least_image_tokens(
+    conversation: Conversation, images: Sequence[Image.Image], num_crops: Sequence[int]
+) -> int:
+    """Tokens of the images, lying or standing: their headers are known, and not all of EXIF."""
+    num_tokens = 0
+    for image, most, (_, field) in zip(images, num_crops, conversation.images, strict=True):
+        with naming(field):
+            height, width = padded_size(*image.size, most)
+        num_tokens += min(count_tokens((height, width)), count_tokens((width, height)))
+    return num_tokens
+
+
 def _usage(prompt: Prompt, num_completion_tokens: int) -> Usage:
     return {
         "prompt_tokens": prompt.num_tokens,
@@ -402,6 +425,17 @@ def _schema(request: ChatRequest) -> tuple[dict[str, Any] | None, str]:
     if response_format.json_schema is None:
         return {"type": "object"}, "response_format"
     return response_format.json_schema.schema_, "response_format.json_schema.schema"
+
+
+@contextmanager
+def _naming_schema(field: str) -> Iterator[None]:
+    """Say of what is wrong with a schema which field it stands in."""
+    try:
+        yield
+    except SchemaError as error:
+        raise HttpResponseError(
+            400, f"{field}: the schema cannot be used: {error}", param=field
+        ) from None
 
 
 def _call_schema(tool: Tool) -> dict[str, Any]:

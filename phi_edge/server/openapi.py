@@ -10,6 +10,8 @@ from phi_edge.api.request import ChatRequest, ExtraParameters
 from phi_edge.api.response import Chunk, Completion, ModelDescription
 
 _REF = "#/components/schemas/{model}"
+# Before OpenAPI 3.2, the schema of a stream is that of an event in it. The last is no JSON.
+_EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
 _TYPES = {
     "ChatRequest": ChatRequest,
     "Completion": Completion,
@@ -28,7 +30,7 @@ def make_document(version: str, *, needs_key: bool) -> dict[str, Any]:
     chat = {
         "requestBody": {"required": True, "content": _json("ChatRequest")},
         "responses": _responses(
-            {**_json("Completion"), "text/event-stream": {"schema": {"type": "string"}}},
+            {**_json("Completion"), "text/event-stream": {"schema": _EVENT}},
             400, 413, 422, 429,
         ),
     }  # fmt: skip
