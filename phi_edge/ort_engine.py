@@ -22,16 +22,17 @@ from phi_edge.engine import (
     check_rewind,
     check_tokens,
 )
+from phi_edge.errors import GenerationCancelled
 from phi_edge.image import ImageCrops
 from phi_edge.kv_cache import KeyValueCache
 from phi_edge.ort_batch import OrtBatch
 from phi_edge.package import DECODER, EMBEDDING, GRAPH_FILES, VISION, ModelInfo
 from phi_edge.session import (
     encode_image,
-    engine_errors,
     find_provider,
     import_onnxruntime,
     open_session,
+    run_options,
 )
 
 logger = logging.getLogger(__name__)
@@ -90,9 +91,9 @@ class OrtEngine:
     def _vision(self) -> Any:
         return self._open(VISION)
 
-    def encode_image(self, crops: ImageCrops) -> Features:
+    def encode_image(self, crops: ImageCrops, cancel: threading.Event | None = None) -> Features:
         """See `Engine.encode_image`."""
-        return encode_image(self._vision, crops)
+        return encode_image(self._vision, crops, cancel)
 
     def start(
         self,
@@ -126,6 +127,7 @@ class OrtEngine:
         image_features: npt.NDArray[np.floating[Any]],
         num_tokens: int,
         rope_length: int,
+        cancel: threading.Event | None,
     ) -> None:
         """Run the decoder on new tokens; the logits and the cache are where `binding` says.
 
@@ -135,23 +137,30 @@ class OrtEngine:
             image_features: [num_slots, hidden_size].
             num_tokens: Tokens of each sequence, these included.
             rope_length: Length that tells which RoPE factors apply.
+            cancel: What may end the run.
+
+        Raises:
+            GenerationCancelled: The run was ended; the cache's rows of the new tokens may be
+                half written.
+            EngineError: It failed.
         """
         value = self._value
         # A binding does not keep what it points to alive; these names do until the run is over.
         mask = np.ones((len(input_ids), num_tokens), np.int64)
         length = np.array([rope_length], np.int64)
-        with engine_errors("running the decoder"):
+        with run_options("running the decoder", cancel) as options:
             (embeds,) = self.embedding.run_with_ort_values(
                 [package.INPUTS_EMBEDS],
                 {
                     package.INPUT_IDS: value(input_ids),
                     package.IMAGE_FEATURES: value(image_features),
                 },
+                options,
             )
             binding.bind_ortvalue_input(package.INPUTS_EMBEDS, embeds)
             binding.bind_ortvalue_input(package.ATTENTION_MASK, value(mask))
             binding.bind_ortvalue_input(package.ROPE_LENGTH, value(length))
-            self.decoder.run_with_iobinding(binding)
+            self.decoder.run_with_iobinding(binding, options)
 
     def bind_logits(self, binding: Any, num_rows: int, num_earlier: int = 0) -> BoundLogits:
         """Bind arrays for the logits of each sequence's last positions.
@@ -208,6 +217,12 @@ class OrtRun:
     def num_tokens(self) -> int:
         """See `Run.num_tokens`."""
         return len(self._ids)
+
+    @property
+    def num_cached(self) -> int:
+        """See `Run.num_cached`."""
+        is_long = len(self._ids) > self._model.original_context_length
+        return self._num_cached if is_long == self._cache_is_long else 0
 
     @property
     def num_bytes(self) -> int:
@@ -273,7 +288,7 @@ class OrtRun:
         engine, num_tokens = self._engine, len(self._ids)
         cache = KeyValueCache(self._model, engine.device, engine.device_id, num_rows)
         cache.load_rows(self._cache.rows(num_tokens), num_tokens)
-        return OrtBatch(engine, cache, num_tokens)
+        return OrtBatch(engine, cache, num_tokens, self._cancel)
 
     def rows(self, num_tokens: int) -> Iterator[Rows]:
         """See `Run.rows`."""
@@ -316,8 +331,10 @@ class OrtRun:
             self._num_cached, self._cache_is_long = 0, is_long
         # The last token is run even if its keys are there: it gives the logits.
         self._num_cached = min(self._num_cached, len(self._ids) - 1)
-        if self._cache.reserve(len(self._ids), num_kept=self._num_cached):
+        num_kept, self._num_cached = self._num_cached, 0  # until the cache is there
+        if self._cache.reserve(len(self._ids), num_kept):
             self._cache.bind(self._binding)
+        self._num_cached = num_kept
         # Rows of the image features that are still to come.
         features = self._image_features
         features = features[len(features) - self._num_slots(self._num_cached) :]
@@ -348,6 +365,14 @@ class OrtRun:
         ids = np.array([self._ids[start:stop]], np.int64)
         num_slots = int((ids < 0).sum())
         total = start + ids.size
-        self._engine.step(self._binding, ids, features[:num_slots], total, len(self._ids))
+        try:
+            self._engine.step(
+                self._binding, ids, features[:num_slots], total, len(self._ids), self._cancel
+            )
+        except GenerationCancelled:
+            raise  # the chunks before are whole
+        except Exception:
+            self._num_cached = 0  # nobody knows what is in the cache now
+            raise
         self._num_cached = total
         return features[num_slots:]
