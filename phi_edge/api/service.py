@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from phi_edge.cancel import CancelToken
 from phi_edge.constraint import JsonConstraint, JsonGrammar
 from phi_edge.errors import (
     ContextLengthError,
@@ -247,7 +248,7 @@ class ChatService:
                 raise HttpResponseError(
                     400, f"{field}: the schema cannot be used: {error}", param=field
                 ) from None
-        return _Job(request, prompt, schema, cancel or threading.Event())
+        return _Job(request, prompt, schema, cancel or CancelToken())
 
     def _check_prompt(self, conversation: Conversation) -> None:
         if any(content_filter.finds(conversation.text) for content_filter in self._filters):
