@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from phi_edge.cancel import CancelToken
 from phi_edge.client import ChatCompletionsClient, load_client
 from phi_edge.errors import (
     CalibrationError,
@@ -13,6 +14,7 @@ from phi_edge.errors import (
     HttpResponseError,
     ImageError,
     MemoryLimitError,
+    OutOfMemoryError,
     PackageError,
     PackageNotFoundError,
     PhiEdgeError,
@@ -30,6 +32,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CalibrationError",
+    "CancelToken",
     "ChatCompletionsClient",
     "CheckpointError",
     "CheckpointNotFoundError",
@@ -42,6 +45,7 @@ __all__ = [
     "ImageError",
     "MemoryLimitError",
     "Model",
+    "OutOfMemoryError",
     "PackageError",
     "PackageNotFoundError",
     "PhiEdgeError",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from phi_edge import client
 from phi_edge.api.threads import call, iterate
+from phi_edge.cancel import CancelToken
 from phi_edge.models import ChatCompletions, ModelInfo, StreamingChatCompletionsUpdate
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class ChatCompletionsClient:
         self, body: Mapping[str, Any] | None = None, **arguments: Any
     ) -> ChatCompletions | AsyncStreamingChatCompletions:
         """See `phi_edge.ChatCompletionsClient.complete`; cancelling the task ends the work."""
-        cancel = threading.Event()
+        cancel = CancelToken()
         request = self._client.make_body(body, **arguments)
         answer = await call(lambda: self._client.send(request, cancel), cancel)
         if isinstance(answer, ChatCompletions):

@@ -11,6 +11,7 @@ from phi_edge.api.conversation import ImagePolicy, SystemRole
 from phi_edge.api.request import parse_request
 from phi_edge.api.safety import ContentFilter
 from phi_edge.api.service import ChatService
+from phi_edge.cancel import CancelToken
 from phi_edge.json_view import to_json
 from phi_edge.loaded_model import Model
 from phi_edge.loading import load_model
@@ -175,7 +176,7 @@ class ChatCompletionsClient:
             HttpResponseError: The request cannot be answered; it says why.
             TypeError: There is no such argument.
         """
-        return self.send(self.make_body(body, **arguments), threading.Event())
+        return self.send(self.make_body(body, **arguments), CancelToken())
 
     def make_body(self, body: Mapping[str, Any] | None = None, **arguments: Any) -> dict[str, Any]:
         """The request that `complete` would answer, as the API's JSON."""

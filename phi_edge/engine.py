@@ -59,6 +59,13 @@ class Run(Protocol):
         """Tokens of the sequence, image slots included."""
 
     @property
+    def num_cached(self) -> int:
+        """How many of the first tokens need not be run again.
+
+        Less than all after a rewind, and after a step that was cancelled or failed.
+        """
+
+    @property
     def num_bytes(self) -> int:
         """Memory that the sequence holds."""
 
@@ -116,8 +123,12 @@ class Run(Protocol):
 class Engine(Protocol):
     """Runs the graphs of one package."""
 
-    def encode_image(self, crops: ImageCrops) -> Features:
-        """float32 [num_tokens, hidden_size]: what takes the place of token embeddings."""
+    def encode_image(self, crops: ImageCrops, cancel: threading.Event | None = None) -> Features:
+        """float32 [num_tokens, hidden_size]: what takes the place of token embeddings.
+
+        Raises:
+            GenerationCancelled: `cancel` was set; see `CancelToken`.
+        """
 
     def start(
         self,
@@ -130,8 +141,8 @@ class Engine(Protocol):
         Args:
             input_ids: int64 [num_tokens]; negative ids are image slots.
             image_features: float32 [num_slots, hidden_size], in sequence order.
-            cancel: Setting it stops this prefill, and any that the run does later, between two
-                chunks.
+            cancel: Setting it stops this prefill, and all that the run does later; see
+                `CancelToken`.
 
         Raises:
             PromptError: Ids are out of range, or slots and features do not match.

@@ -14,6 +14,7 @@ PhiEdgeError
   x CalibrationError (RuntimeError)      predictions of time need a calibration of this machine
   x GenerationCancelled                  the caller asked for the run to stop
   x EngineError (RuntimeError)           the engine failed while running a graph
+    - OutOfMemoryError (MemoryError)     the machine has not the memory that a run needs
   x HttpResponseError                    a request that the API answers with an error
 
 Each subclasses the built-in that it refines, so that callers who do not know this
@@ -96,6 +97,10 @@ class GenerationCancelled(PhiEdgeError):  # noqa: N818 - an outcome the caller a
 
 class EngineError(PhiEdgeError, RuntimeError):
     """ONNX Runtime failed while loading or running a graph."""
+
+
+class OutOfMemoryError(EngineError, MemoryError):
+    """The machine has not the memory that a run needs. What ran before can go on."""
 
 
 class HttpResponseError(PhiEdgeError):

@@ -96,9 +96,9 @@ class GenaiEngine:
         path = self._folder / package.GRAPH_FILES[package.VISION]
         return open_session(path, self._vision_provider, self._num_threads)
 
-    def encode_image(self, crops: ImageCrops) -> Features:
+    def encode_image(self, crops: ImageCrops, cancel: threading.Event | None = None) -> Features:
         """See `Engine.encode_image`."""
-        return encode_image(self._vision, crops)
+        return encode_image(self._vision, crops, cancel)
 
     def start(
         self,
@@ -157,6 +157,11 @@ class GenaiRun:
     def num_tokens(self) -> int:
         """See `Run.num_tokens`."""
         return len(self._ids)
+
+    @property
+    def num_cached(self) -> int:
+        """See `Run.num_cached`."""
+        return self._num_cached
 
     @property
     def num_bytes(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from phi_edge.errors import OutOfMemoryError
 from phi_edge.package import ModelInfo, past_name, present_name
 from phi_edge.session import import_onnxruntime
 
@@ -47,39 +48,40 @@ class KeyValueCache:
         """
         if num_tokens <= self.capacity:
             return False
-        self._grow(num_tokens)
-        self._allocate(num_kept, range(self.num_rows))
+        self._allocate(self._grown(num_tokens), num_kept, range(self.num_rows))
         return True
 
-    def _grow(self, num_tokens: int) -> None:
-        """Double the capacity until it holds so many tokens; the buffers do not follow yet."""
+    def _grown(self, num_tokens: int) -> int:
+        """The capacity, doubled until it holds so many tokens."""
         capacity = max(_MIN_CAPACITY, self.capacity)
         while capacity < num_tokens:
             capacity *= 2
-        self.capacity = min(capacity, self._model.context_length)
+        return min(capacity, self._model.context_length)
 
     def keep(self, rows: Sequence[int], num_tokens: int) -> None:
         """Drop all rows but these, of which `num_tokens` are kept, into buffers to be bound."""
         self.num_rows = len(rows)
-        self._allocate(num_tokens, rows)
+        self._allocate(self.capacity, num_tokens, rows)
 
-    def _allocate(self, num_kept: int, rows: Sequence[int]) -> None:
+    def _allocate(self, capacity: int, num_kept: int, rows: Sequence[int]) -> None:
         """Make new buffers, with the first tokens of some rows of the old ones."""
+        self.capacity = 0  # of some buffers new and some old, if memory ends
         for place in self._places():
-            array = self._zeros(self._model.cache_dtype)
+            array = self._zeros(self._model.cache_dtype, capacity)
             if num_kept:
                 old = self._buffers[place].numpy()
                 for new_row, row in enumerate(rows):
                     array[new_row, :, :num_kept] = old[row, :, :num_kept]
             self._put(place, array)
+        self.capacity = capacity
 
     def _places(self) -> Iterator[tuple[int, str]]:
         """Layer and part of every buffer."""
         return itertools.product(range(self._model.num_hidden_layers), ("key", "value"))
 
-    def _zeros(self, dtype: str) -> npt.NDArray[Any]:
+    def _zeros(self, dtype: str, capacity: int) -> npt.NDArray[Any]:
         model = self._model
-        shape = (self.num_rows, model.num_key_value_heads, self.capacity, model.head_size)
+        shape = (self.num_rows, model.num_key_value_heads, capacity, model.head_size)
         return _untouched_zeros(shape, dtype)
 
     def _put(self, place: tuple[int, str], array: npt.NDArray[Any]) -> None:
@@ -93,9 +95,9 @@ class KeyValueCache:
 
     def load_rows(self, rows: Iterable[npt.NDArray[Any]], num_tokens: int) -> None:
         """Fill an empty cache, each row with what `rows` gave, in buffers that are to be bound."""
-        self._grow(num_tokens)
+        self.capacity = self._grown(num_tokens)
         for place, part in zip(self._places(), rows, strict=True):
-            array = self._zeros(part.dtype.name)
+            array = self._zeros(part.dtype.name, self.capacity)
             array[:, :, :num_tokens] = part
             self._put(place, array)
         self.note_use(num_tokens)
@@ -124,4 +126,8 @@ def _untouched_zeros(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
     dropped, come from the C library's heap, which writes the zeros and keeps what is freed.
     """
     num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    return np.frombuffer(mmap.mmap(-1, num_bytes), dtype).reshape(shape)
+    try:
+        pages = mmap.mmap(-1, num_bytes)
+    except OSError as error:
+        raise OutOfMemoryError(f"{num_bytes:,} bytes of a key/value cache: {error}") from None
+    return np.frombuffer(pages, dtype).reshape(shape)

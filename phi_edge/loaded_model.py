@@ -146,10 +146,17 @@ class Model:
             model.image_std,
         )
 
-    def encode_image(self, crops: ImageCrops) -> Features:
+    def encode_image(self, crops: ImageCrops, cancel: threading.Event | None = None) -> Features:
         """Image features, float32 [num_tokens, hidden_size], which cannot be written to.
 
         Those of the images that came last are kept, and given again for the same pixels.
+
+        Args:
+            crops: From `preprocess`.
+            cancel: A `CancelToken`; setting it, from another thread, stops the work.
+
+        Raises:
+            GenerationCancelled: `cancel` was set.
         """
         features = self._features.get(crops)
         if features is not None:
@@ -157,7 +164,7 @@ class Model:
         if self._disk is not None:
             features = self._disk.load_features(crops)
         if features is None:
-            features = self._open_engine().encode_image(crops)
+            features = self._open_engine().encode_image(crops, cancel)
             if self._disk is not None:
                 self._disk.save_features(crops, features)
         features.setflags(write=False)
@@ -228,7 +235,7 @@ class Model:
 
         Args:
             prompt: From `encode_prompt`.
-            cancel: Setting it, from another thread, stops the prefill.
+            cancel: Setting it, from another thread, stops the work; see `CancelToken`.
             max_tokens: Tokens that the run may grow by; see `check_memory`.
             num_rows: Sequences that it may be forked into; see `count_rows`.
 
@@ -257,22 +264,33 @@ class Model:
         ids = prompt.input_ids[run.num_tokens :]
         num_known = np.count_nonzero(prompt.input_ids[: run.num_tokens] < 0)
         logger.info("%d of %d prompt tokens are cached", run.num_tokens, prompt.num_tokens)
-        run.extend(ids, rows[num_known:], cancel)
+        try:
+            run.extend(ids, rows[num_known:], cancel)
+        except BaseException:
+            self.keep(prompt, run)
+            raise
         return run
 
     def _encode_images(self, prompt: Prompt, cancel: threading.Event | None) -> Features:
         features = [np.empty((0, self.manifest.model.hidden_size), np.float32)]
         for crops in prompt.images:
             check_cancelled(cancel)
-            features.append(self.encode_image(crops))
+            features.append(self.encode_image(crops, cancel))
         return np.concatenate(features)
 
     def keep(self, prompt: Prompt, run: Run) -> None:
-        """Keep a run that `start` gave for prompts that begin alike; it must not be used again."""
-        if self._engine is not None:
-            if self._disk is not None:
-                self._disk.save_run(prompt, run)
-            self._prefixes.put(prompt, run)
+        """Keep a run that `start` gave for prompts that begin alike; it must not be used again.
+
+        Of one that was cancelled, what is whole is kept; of one that failed, nothing.
+        """
+        if run.num_cached:
+            run.rewind(run.num_cached)
+        # A rewound run may have nothing of use: at the change of the RoPE factors, for example.
+        if self._engine is None or not run.num_cached:
+            return
+        if self._disk is not None and run.num_tokens >= prompt.num_tokens:
+            self._disk.save_run(prompt, run)
+        self._prefixes.put(prompt, run)
 
     def generate(
         self,
@@ -309,8 +327,7 @@ class Model:
             draft_tokens: Where the text repeats itself, guess up to this many tokens ahead and
                 check them in one step; 0 for never. It changes the speed, and the answer no more
                 than rounding does; see `drafting`.
-            cancel: Setting it, from another thread, stops the run between chunks of the prompt
-                and between tokens.
+            cancel: Setting it, from another thread, stops the work; see `CancelToken`.
 
         Returns:
             Events as the tokens come; the last has a finish reason.

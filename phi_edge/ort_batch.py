@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,15 @@ class OrtBatch:
     whole sequences are prefilled again there, which is left to `OrtRun`.
     """
 
-    def __init__(self, engine: OrtEngine, cache: KeyValueCache, num_tokens: int) -> None:
+    def __init__(
+        self,
+        engine: OrtEngine,
+        cache: KeyValueCache,
+        num_tokens: int,
+        cancel: threading.Event | None,
+    ) -> None:
         """Go on from a cache that holds `num_tokens` of each sequence."""
+        self._cancel = cancel
         self._engine = engine
         self._cache = cache
         self._num_tokens = num_tokens
@@ -50,7 +58,7 @@ class OrtBatch:
         if self._cache.reserve(total, num_kept=self._num_tokens):
             self._cache.bind(self._decoder.binding)
         ids = np.array(token_ids, np.int64)[:, None]
-        self._engine.step(self._decoder, ids, self._no_features, total, total)
+        self._engine.step(self._decoder, ids, self._no_features, total, total, self._cancel)
         self._num_tokens = total
         self._cache.note_use(total)
         logits: Logits = self._logits.last[:, 0].copy()

@@ -22,16 +22,17 @@ from phi_edge.engine import (
     check_rewind,
     check_tokens,
 )
+from phi_edge.errors import GenerationCancelled
 from phi_edge.image import ImageCrops
 from phi_edge.kv_cache import KeyValueCache
 from phi_edge.ort_batch import OrtBatch
 from phi_edge.package import DECODER, EMBEDDING, GRAPH_FILES, PREFILL, VISION, Manifest
 from phi_edge.session import (
     encode_image,
-    engine_errors,
     find_provider,
     import_onnxruntime,
     open_session,
+    run_options,
 )
 
 logger = logging.getLogger(__name__)
@@ -111,9 +112,9 @@ class OrtEngine:
     def _vision(self) -> Any:
         return self._open(VISION)
 
-    def encode_image(self, crops: ImageCrops) -> Features:
+    def encode_image(self, crops: ImageCrops, cancel: threading.Event | None = None) -> Features:
         """See `Engine.encode_image`."""
-        return encode_image(self._vision, crops)
+        return encode_image(self._vision, crops, cancel)
 
     def start(
         self,
@@ -147,6 +148,7 @@ class OrtEngine:
         image_features: npt.NDArray[np.floating[Any]],
         num_tokens: int,
         rope_length: int,
+        cancel: threading.Event | None,
     ) -> None:
         """Run new tokens; the logits and the cache are where the binding says.
 
@@ -156,23 +158,30 @@ class OrtEngine:
             image_features: [num_slots, hidden_size].
             num_tokens: Tokens of each sequence, these included.
             rope_length: Length that tells which RoPE factors apply.
+            cancel: What may end the run.
+
+        Raises:
+            GenerationCancelled: The run was ended; the cache's rows of the new tokens may be
+                half written.
+            EngineError: It failed.
         """
         value = self._value
         # A binding does not keep what it points to alive; these names do until the run is over.
         mask = np.ones((len(input_ids), num_tokens), np.int64)
         length = np.array([rope_length], np.int64)
-        with engine_errors("running the decoder"):
+        with run_options("running the decoder", cancel) as options:
             (embeds,) = self.embedding.run_with_ort_values(
                 [package.INPUTS_EMBEDS],
                 {
                     package.INPUT_IDS: value(input_ids),
                     package.IMAGE_FEATURES: value(image_features),
                 },
+                options,
             )
             graph.binding.bind_ortvalue_input(package.INPUTS_EMBEDS, embeds)
             graph.binding.bind_ortvalue_input(package.ATTENTION_MASK, value(mask))
             graph.binding.bind_ortvalue_input(package.ROPE_LENGTH, value(length))
-            graph.session.run_with_iobinding(graph.binding)
+            graph.session.run_with_iobinding(graph.binding, options)
 
     def bind_logits(
         self, graphs: Iterable[BoundGraph], num_rows: int, num_earlier: int = 0
@@ -234,6 +243,12 @@ class OrtRun:
     def num_tokens(self) -> int:
         """See `Run.num_tokens`."""
         return len(self._ids)
+
+    @property
+    def num_cached(self) -> int:
+        """See `Run.num_cached`."""
+        is_long = len(self._ids) > self._model.original_context_length
+        return self._num_cached if is_long == self._cache_is_long else 0
 
     @property
     def num_bytes(self) -> int:
@@ -299,7 +314,7 @@ class OrtRun:
         engine, num_tokens = self._engine, len(self._ids)
         cache = KeyValueCache(self._model, engine.device, engine.device_id, num_rows)
         cache.load_rows(self._cache.rows(num_tokens), num_tokens)
-        return OrtBatch(engine, cache, num_tokens)
+        return OrtBatch(engine, cache, num_tokens, self._cancel)
 
     def rows(self, num_tokens: int) -> Iterator[Rows]:
         """See `Run.rows`."""
@@ -342,8 +357,10 @@ class OrtRun:
             self._num_cached, self._cache_is_long = 0, is_long
         # The last token is run even if its keys are there: it gives the logits.
         self._num_cached = min(self._num_cached, len(self._ids) - 1)
-        if self._cache.reserve(len(self._ids), num_kept=self._num_cached):
+        num_kept, self._num_cached = self._num_cached, 0  # until the cache is there
+        if self._cache.reserve(len(self._ids), num_kept):
             self._bind_cache()
+        self._num_cached = num_kept
         # Rows of the image features that are still to come.
         features = self._image_features
         features = features[len(features) - self._num_slots(self._num_cached) :]
@@ -381,6 +398,12 @@ class OrtRun:
         # Guesses are verified by the very weights that decode.
         is_prompt = ids.size >= _MIN_PREFILL_TOKENS and not self._logits.earlier.size
         graph = (is_prompt and self._prefill) or self._decoder
-        self._engine.step(graph, ids, features[:num_slots], total, len(self._ids))
+        try:
+            self._engine.step(graph, ids, features[:num_slots], total, len(self._ids), self._cancel)
+        except GenerationCancelled:
+            raise  # the chunks before are whole
+        except Exception:
+            self._num_cached = 0  # nobody knows what is in the cache now
+            raise
         self._num_cached = total
         return features[num_slots:]

@@ -7,8 +7,9 @@ import importlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,10 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from phi_edge import package
-from phi_edge.errors import EngineError, ProviderError
+from phi_edge.cancel import CancelToken
+from phi_edge.errors import EngineError, GenerationCancelled, OutOfMemoryError, ProviderError
 from phi_edge.image import ImageCrops
 
 logger = logging.getLogger(__name__)
+
+# How ONNX Runtime, the C++ library and CUDA say that there is no memory.
+_NO_MEMORY = ("failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,23 +225,60 @@ def open_session(
     return session
 
 
-def encode_image(vision: Any, crops: ImageCrops) -> npt.NDArray[np.float32]:
+def encode_image(
+    vision: Any, crops: ImageCrops, cancel: threading.Event | None = None
+) -> npt.NDArray[np.float32]:
     """Image features of one image, from a session with the vision graph."""
     feeds = {
         package.PIXEL_VALUES: crops.pixel_values[None],
         package.IMAGE_SIZES: np.array([crops.image_size], np.int64),
     }
-    with engine_errors("encoding an image"):
-        (features,) = vision.run([package.IMAGE_FEATURES], feeds)
+    with run_options("encoding an image", cancel) as options:
+        (features,) = vision.run([package.IMAGE_FEATURES], feeds, options)
     return np.asarray(features, np.float32)
 
 
 @contextmanager
+def run_options(action: str, cancel: threading.Event | None) -> Iterator[Any]:
+    """ONNX Runtime's options for the run of a graph, which setting a `CancelToken` ends.
+
+    A run is ended between two operators, so what it has written till then is not whole.
+
+    Args:
+        action: What the run is for, as in `engine_errors`.
+        cancel: What may end the run.
+
+    Raises:
+        GenerationCancelled: The run was ended.
+        EngineError: See `engine_errors`.
+    """
+    options = import_onnxruntime().RunOptions()
+
+    def stop() -> None:
+        options.terminate = True
+
+    try:
+        with (
+            cancel.stopping(stop) if isinstance(cancel, CancelToken) else nullcontext(),
+            engine_errors(action),
+        ):
+            yield options
+    except EngineError:
+        if options.terminate:
+            raise GenerationCancelled("the run was cancelled") from None
+        raise
+
+
+@contextmanager
 def engine_errors(action: str) -> Iterator[None]:
-    """Turn ONNX Runtime's exceptions into `EngineError`."""
+    """Turn ONNX Runtime's exceptions into `EngineError`, and a lack of memory, too."""
     try:
         yield
+    except MemoryError as error:
+        raise OutOfMemoryError(f"{action} failed: out of memory {error}") from error
     except Exception as error:
         if type(error).__module__.startswith("onnxruntime") or type(error) is RuntimeError:
-            raise EngineError(f"{action} failed: {error}") from error
+            is_memory = any(words in str(error).lower() for words in _NO_MEMORY)
+            kind = OutOfMemoryError if is_memory else EngineError
+            raise kind(f"{action} failed: {error}") from error
         raise

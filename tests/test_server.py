@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from phi_edge.server.app import make_app
 from phi_edge.server.run import is_loopback, serve
 
 from .serving import serving, wait_until
+from .sessions import Intercept, Intercepted, never_ending, once
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104
 USER = {"role": "user", "content": "What is the sea?"}
@@ -50,6 +53,27 @@ def long(service: ChatService) -> dict[str, Any]:
 def client(service: ChatService) -> Iterator[httpx.Client]:
     with serving(service) as client:
         yield client
+
+
+def intercept(service: ChatService, monkeypatch: pytest.MonkeyPatch, function: Intercept) -> None:
+    """Have a function between the engine and its decoder."""
+    engine: Any = service.model._open_engine()
+    monkeypatch.setattr(engine, "decoder", Intercepted(engine.decoder, function))
+    service.model._prefixes.clear()  # what is kept is bound to the session as it was
+
+
+def in_thread(function: Callable[..., httpx.Response], *args: Any, **arguments: Any) -> Future[Any]:
+    """A call that another thread makes."""
+    with_result: Future[Any] = Future()
+
+    def call() -> None:
+        try:
+            with_result.set_result(function(*args, **arguments))
+        except httpx.HTTPError as error:
+            with_result.set_exception(error)
+
+    threading.Thread(target=call).start()
+    return with_result
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
@@ -211,7 +235,7 @@ def test_loopback(host: str, *, expected: bool) -> None:
 
 def test_a_key_is_needed_where_others_reach(service: ChatService) -> None:
     with pytest.raises(ValueError, match="PHI_EDGE_API_KEY"):
-        serve(service, host=EVERYWHERE, port=0, api_key=None, max_waiting=1)
+        serve(service, host=EVERYWHERE, port=0, api_key=None, max_waiting=1, timeout=1)
 
 
 # Load
@@ -261,6 +285,133 @@ def test_a_client_that_goes_away_stops_its_work(service: ChatService, long: dict
         assert client.post(CHAT, json=BODY).status_code == 200
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_in_prefill_frees_the_engine(
+    service: ChatService, monkeypatch: pytest.MonkeyPatch, *, stream: bool
+) -> None:
+    """Within the run of a graph, which would not end by itself."""
+    ended: list[bool] = []
+
+    def wait(options: Any, run: Callable[[], Any]) -> None:
+        try:
+            never_ending(options, run)
+        finally:
+            ended.append(options.terminate)
+
+    intercept(service, monkeypatch, once(wait))
+    with serving(service) as client:
+        if stream:  # the first chunk comes after the prefill
+            body = {**BODY, "stream": True}
+            with (
+                client.stream("POST", CHAT, json=body, timeout=0.3) as response,
+                pytest.raises(httpx.ReadTimeout),
+            ):
+                response.read()
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post(CHAT, json=BODY, timeout=0.3)
+        wait_until(lambda: ended)
+        assert client.post(CHAT, json=BODY).status_code == 200
+    assert ended == [True]
+
+
+def test_a_client_that_goes_away_leaves_the_queue(
+    service: ChatService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+
+    def wait(options: Any, run: Callable[[], Any]) -> None:
+        begun.set()
+        never_ending(options, run)
+
+    intercept(service, monkeypatch, once(wait))
+    with serving(service, max_waiting=1) as client:
+        running = in_thread(client.post, CHAT, json=BODY, timeout=2)
+        begun.wait()
+        for _ in range(2):
+            with pytest.raises(httpx.ReadTimeout):
+                client.post(CHAT, json=BODY, timeout=0.2)
+            wait_until(lambda: metric(client, "phi_edge_requests_waiting") == 0)
+        assert client.post(CHAT, json=BODY).status_code == 200
+        assert isinstance(running.exception(), httpx.ReadTimeout)
+
+
+def test_timeout(service: ChatService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a request that runs, and of one that waits; the next one is answered."""
+    with serving(service, timeout=0.5) as client:
+        with monkeypatch.context() as patch:
+            intercept(service, patch, never_ending)
+            other = in_thread(client.post, CHAT, json=BODY)
+            for late in (client.post(CHAT, json=BODY), other.result()):
+                assert late.status_code == 408
+                assert error_of(late)["code"] == "timeout"
+                assert late.headers["x-should-retry"] == "false"
+        assert client.post(CHAT, json=BODY).status_code == 200
+
+
+def test_timeout_in_a_stream(service: ChatService, long: dict[str, Any]) -> None:
+    """It ends with an error, not with a finish reason."""
+    with serving(service, timeout=0.5) as client:
+        with client.stream("POST", CHAT, json=long) as response:
+            assert response.status_code == 200
+            *_, error, done = [line for line in response.iter_lines() if line]
+        assert json.loads(error.removeprefix("data: "))["error"]["code"] == "timeout"
+        assert done == "data: [DONE]"
+        assert client.post(CHAT, json=BODY).status_code == 200
+
+
+def test_a_body_that_does_not_come(service: ChatService) -> None:
+    """It is answered and its connection closed, though parts of it keep coming."""
+    with serving(service, max_body_seconds=0.3) as client:
+        address = (client.base_url.host, client.base_url.port or 0)
+        with socket.create_connection(address, timeout=30) as slow:
+            slow.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\n".encode())
+            slow.sendall(b"Content-Length: 1000\r\n\r\n")
+            answer = b""
+            slow.settimeout(0.1)
+            while True:
+                with suppress(TimeoutError):
+                    if not (part := slow.recv(4096)):
+                        break
+                    answer += part
+                with suppress(ConnectionError):  # it is closed already
+                    slow.sendall(b" ")
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert client.post(CHAT, json=BODY).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        ("Status Message: std::bad_alloc", 503, "out_of_memory"),
+        ("Non-zero status code", 500, "internal_server_error"),
+    ],
+)
+def test_a_failed_run_is_an_error(
+    service: ChatService,
+    monkeypatch: pytest.MonkeyPatch,
+    error: str,
+    status: int,
+    code: str,
+) -> None:
+    """Of whole answers and of streams, and the next request is answered rightly."""
+
+    def fail(_options: Any, _run: Callable[[], Any]) -> None:
+        raise RuntimeError(error)
+
+    with serving(service) as client:
+        expected = client.post(CHAT, json=BODY).json()["choices"]
+        with monkeypatch.context() as patch:
+            intercept(service, patch, fail)
+            failed = client.post(CHAT, json=BODY)
+            assert (failed.status_code, error_of(failed)["code"]) == (status, code)
+            streamed = client.post(CHAT, json={**BODY, "stream": True}).text
+        first, done = streamed.strip().split("\n\n")
+        assert json.loads(first.removeprefix("data: "))["error"]["code"] == code
+        assert done == "data: [DONE]"
+        assert client.post(CHAT, json=BODY).json()["choices"] == expected
+
+
 def test_metrics(service: ChatService) -> None:
     with serving(service) as client:
         usage = client.post(CHAT, json=BODY).json()["usage"]
@@ -296,8 +447,19 @@ def test_a_failure_inside_is_an_error(
 # The process
 
 
-def test_serve_command(compact_fp32: Path, long: dict[str, Any]) -> None:
-    """SIGTERM lets a running answer end."""
+def is_open(url: str) -> bool:
+    """Whether a server takes connections."""
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.parametrize(("num_signals", "num_tokens"), [(1, 1500), (2, 50_000)])
+def test_serve_command(
+    compact_fp32: Path, long: dict[str, Any], num_signals: int, num_tokens: int
+) -> None:
+    """SIGTERM lets a running answer end, and nobody in; a second one ends it."""
     command = [sys.executable, "-m", "phi_edge", "serve", "--model", str(compact_fp32)]
     command += ["--port", "0"]
     with (
@@ -311,16 +473,23 @@ def test_serve_command(compact_fp32: Path, long: dict[str, Any]) -> None:
             line = process.stderr.readline()
             assert line
             url = re.search(r"http://127\.0\.0\.1:\d+", line)
-        body = {**long, "max_tokens": 500}
+        body = {**long, "max_tokens": num_tokens}
         with httpx.stream("POST", url[0] + CHAT, json=body, timeout=60) as response:
             lines = response.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)
-            *_, last = [line for line in lines if line]
-        assert last == "data: [DONE]"
+            wait_until(lambda: not is_open(url[0]))
+            if num_signals > 1:
+                process.send_signal(signal.SIGTERM)
+                with suppress(httpx.RemoteProtocolError):  # cut off
+                    list(lines)
+            else:
+                *_, last = [line for line in lines if line]
+                assert last == "data: [DONE]"
         log = process.stderr.read()
         assert "Traceback" not in log
-        assert process.wait(60) in (0, -signal.SIGTERM)
+        assert "shutdown exceeded" not in log
+        assert process.wait(60) == 0
 
 
 def test_serve_without_its_extra(compact_fp32: Path) -> None:

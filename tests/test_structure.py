@@ -91,7 +91,7 @@ def test_exported_names() -> None:
 def test_every_error_is_in_the_tree() -> None:
     errors = [value for value in vars(phi_edge).values() if isinstance(value, type)]
     errors = [error for error in errors if issubclass(error, Exception)]
-    assert len(errors) == 15
+    assert len(errors) == 16
     for error in errors:
         assert issubclass(error, phi_edge.PhiEdgeError)
         assert error.__name__ in (phi_edge.errors.__doc__ or "")

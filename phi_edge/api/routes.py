@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
 
-from phi_edge.errors import HttpResponseError, PhiEdgeError
+from phi_edge.errors import GenerationCancelled, HttpResponseError, PhiEdgeError
 
 from .request import ChatRequest, ExtraParameters, parse_request
 from .response import Chunk
@@ -29,6 +29,7 @@ EXTRA_PARAMETERS_HEADER = "extra-parameters"
 _EXTRA_PARAMETERS_SHORT = "extra-params"
 # Azure clients are also given endpoints that end so.
 _AZURE_PREFIX = "/models"
+_DONE = b"data: [DONE]\n\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Routes:
         """
         try:
             return self._route(request)(request, cancel)
-        except PhiEdgeError as error:
+        except (PhiEdgeError, MemoryError) as error:
             return error_reply(error)
 
     def _route(self, request: Request) -> Callable[[Request, threading.Event | None], Reply]:
@@ -142,14 +143,36 @@ class Routes:
         return Reply(200, headers, _server_sent_events(chunks))
 
 
-def error_reply(error: PhiEdgeError) -> Reply:
+def error_reply(error: PhiEdgeError | MemoryError) -> Reply:
     """The reply that tells of an error."""
-    if not isinstance(error, HttpResponseError):
-        # An engine's own words may have paths and addresses in them.
-        logger.error("a request failed: %s: %s", type(error).__name__, error)
-        error = HttpResponseError(500, "the model failed to answer; the log says why")
+    error = _to_http(error)
     headers = {"content-type": JSON_TYPE, **error.headers}
     return Reply(error.status_code, headers, json.dumps(error.body).encode())
+
+
+def error_event(error: PhiEdgeError | MemoryError) -> bytes:
+    """What ends a stream that an error stops.
+
+    The status is sent already; clients look for an `error` in the stream.
+    """
+    return f"data: {json.dumps(_to_http(error).body)}\n\n".encode() + _DONE
+
+
+def _to_http(error: PhiEdgeError | MemoryError) -> HttpResponseError:
+    if isinstance(error, HttpResponseError):
+        return error
+    if isinstance(error, GenerationCancelled):
+        return HttpResponseError(500, str(error), code="cancelled")  # nobody waits for it
+    # An engine's own words may have paths and addresses in them.
+    logger.error("a request failed: %s: %s", type(error).__name__, error)
+    if isinstance(error, MemoryError):
+        return HttpResponseError(
+            503,
+            "there is not enough memory for this request: use fewer images, a lower `detail`, a "
+            "shorter prompt or a lower max_tokens",
+            code="out_of_memory",
+        )
+    return HttpResponseError(500, "the model failed to answer; the log says why")
 
 
 def _json_reply(body: Mapping[str, Any]) -> Reply:
@@ -187,8 +210,7 @@ def _server_sent_events(chunks: Iterator[Chunk]) -> Iterator[bytes]:
     try:
         for chunk in chunks:
             yield f"data: {json.dumps(chunk)}\n\n".encode()
-    except PhiEdgeError as error:
-        # The status is sent already; clients look for an `error` in the stream.
-        body = error_reply(error).body
-        yield b"data: " + body + b"\n\n" if isinstance(body, bytes) else b""
-    yield b"data: [DONE]\n\n"
+    except (PhiEdgeError, MemoryError) as error:
+        yield error_event(error)
+    else:
+        yield _DONE

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from phi_edge.cancel import CancelToken
 from phi_edge.constraint import JsonConstraint, JsonGrammar, SchemaError
 from phi_edge.errors import (
     ContextLengthError,
@@ -252,7 +253,7 @@ class ChatService:
             raise HttpResponseError(
                 400, f"logit_bias: token ids end at {vocab_size - 1}", param="logit_bias"
             )
-        return _Job(request, prompt, self._constrain(request), cancel or threading.Event())
+        return _Job(request, prompt, self._constrain(request), cancel or CancelToken())
 
     def _constrain(self, request: ChatRequest) -> JsonConstraint | None:
         schema, field = _schema(request)

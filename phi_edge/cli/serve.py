@@ -30,6 +30,14 @@ from .options import loading_options, model_option, ttft_option
     help="Requests that may wait; more are refused.",
 )
 @click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    envvar="PHI_EDGE_TIMEOUT",
+    default=3600,
+    show_default=True,
+    help="Seconds for a request, from its arrival to the end of its answer.",
+)
+@click.option(
     "--image-policy",
     type=click.Choice(["last", "all"]),
     default="last",
@@ -62,6 +70,7 @@ def serve(
     port: int,
     api_key: str | None,
     max_waiting: int,
+    timeout: float,
     block_list: Path | None,
     **settings: Any,
 ) -> None:
@@ -80,4 +89,11 @@ def serve(
     logging.getLogger().setLevel(min(logging.INFO, logging.getLogger().level))
     with load(model_path) as model:
         service = ChatService(model, content_filters=filters, **settings)
-        run_server(service, host=host, port=port, api_key=api_key, max_waiting=max_waiting)
+        run_server(
+            service,
+            host=host,
+            port=port,
+            api_key=api_key,
+            max_waiting=max_waiting,
+            timeout=timeout,
+        )

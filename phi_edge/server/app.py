@@ -28,6 +28,10 @@ from .worker import Job, Worker
 
 MAX_BODY_BYTES = 32 * 2**20
 MAX_WAITING = 8
+# From the head of a request to the end of its body.
+MAX_BODY_SECONDS = 60.0
+# Clients give up after ten minutes, by default; this ends what an open connection holds.
+TIMEOUT_SECONDS = 3600.0
 _CHAT_PATHS = ("/chat/completions", "/models/chat/completions", "/v1/chat/completions")
 _INFO_PATHS = ("/info", "/models/info", "/v1/models", "/v1/models/{name:path}")
 # The status that web servers log for a client that went away.
@@ -41,6 +45,8 @@ def make_app(
     is_local: bool = True,
     max_waiting: int = MAX_WAITING,
     max_body_bytes: int = MAX_BODY_BYTES,
+    max_body_seconds: float = MAX_BODY_SECONDS,
+    timeout: float = TIMEOUT_SECONDS,
 ) -> Starlette:
     """Build the application.
 
@@ -50,8 +56,11 @@ def make_app(
         is_local: The server is reached by this machine alone.
         max_waiting: Requests that may wait; more get status 429.
         max_body_bytes: Larger requests get status 413.
+        max_body_seconds: Requests that take longer to arrive get status 408.
+        timeout: Seconds after which a request that is not answered, or a stream that is not at
+            its end, ends with an error; the time that it waits counts.
     """
-    server = _Server(service, max_waiting, max_body_bytes)
+    server = _Server(service, Worker(max_waiting, timeout), max_body_bytes, max_body_seconds)
     document = make_document(__version__, needs_key=api_key is not None)
 
     async def openapi(_request: HttpRequest) -> Response:
@@ -83,12 +92,15 @@ def make_app(
 class _Server:
     """The routes that need the model."""
 
-    def __init__(self, service: ChatService, max_waiting: int, max_body_bytes: int) -> None:
-        self.worker = Worker(max_waiting)
+    def __init__(
+        self, service: ChatService, worker: Worker, max_body_bytes: int, max_body_seconds: float
+    ) -> None:
+        self.worker = worker
         self._metrics = Metrics(lambda: self.worker.num_waiting)
         service.on_usage = self._metrics.count_usage
         self._routes = Routes(service)
         self._max_body_bytes = max_body_bytes
+        self._max_body_seconds = max_body_seconds
 
     async def info(self, request: HttpRequest) -> Response:
         """What is known without running the model."""
@@ -103,7 +115,7 @@ class _Server:
         start = time.monotonic()
         path = request.url.path
         try:
-            content = await self._read_body(request)
+            content = await self._receive_body(request)
             translated = self._translate(request, content)
             job = self.worker.submit(lambda cancel: self._routes.respond(translated, cancel))
             reply = await _unless_disconnected(request, job)
@@ -138,6 +150,16 @@ class _Server:
         # Starlette leaves the body of an answer to HEAD out.
         method = "GET" if request.method == "HEAD" else request.method
         return Request(method, request.url.path, dict(request.headers), content)
+
+    async def _receive_body(self, request: HttpRequest) -> bytes:
+        try:
+            return await asyncio.wait_for(self._read_body(request), self._max_body_seconds)
+        except asyncio.TimeoutError:  # in Python 3.10 another than TimeoutError
+            raise HttpResponseError(
+                408,
+                f"the request did not arrive within {self._max_body_seconds:g} seconds",
+                headers={"connection": "close"},  # more of it may still come
+            ) from None
 
     async def _read_body(self, request: HttpRequest) -> bytes:
         content = bytearray()

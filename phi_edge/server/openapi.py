@@ -31,7 +31,7 @@ def make_document(version: str, *, needs_key: bool) -> dict[str, Any]:
         "requestBody": {"required": True, "content": _json("ChatRequest")},
         "responses": _responses(
             {**_json("Completion"), "text/event-stream": {"schema": _EVENT}},
-            400, 413, 422, 429,
+            400, 408, 413, 422, 429, 503,
         ),
     }  # fmt: skip
     extra_parameters = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -18,6 +20,22 @@ logger = logging.getLogger(__name__)
 _GRACE_SECONDS = 10
 
 
+class _Server(uvicorn.Server):
+    """Ends with exit code 0 on a signal, and at once on a second one."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Uvicorn's own has SIGTERM end the process by that signal, and waits at a second one."""
+        del sig, frame
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def shutdown(self, *args: Any, **arguments: Any) -> None:
+        """Uvicorn's own leaves the application's end out where it is forced."""
+        await super().shutdown(*args, **arguments)
+        if self.force_exit:
+            await self.lifespan.shutdown()
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host to bind to is reached by this machine alone."""
     try:
@@ -27,9 +45,17 @@ def is_loopback(host: str) -> bool:
 
 
 def serve(
-    service: ChatService, *, host: str, port: int, api_key: str | None, max_waiting: int
+    service: ChatService,
+    *,
+    host: str,
+    port: int,
+    api_key: str | None,
+    max_waiting: int,
+    timeout: float,
 ) -> None:
     """Serve until SIGTERM or SIGINT.
+
+    Running answers may go on for 10 seconds then, or until a second signal.
 
     Args:
         service: What answers.
@@ -37,6 +63,7 @@ def serve(
         port: Port to bind to; any free one when 0.
         api_key: Clients have to send it, when there is one.
         max_waiting: Requests that may wait.
+        timeout: Seconds for each request; see `make_app`.
 
     Raises:
         ValueError: Others could reach the address, and there is no key.
@@ -47,8 +74,10 @@ def serve(
             f"{host} can be reached from other machines: set a key with --api-key or "
             "PHI_EDGE_API_KEY, or bind to 127.0.0.1"
         )
-    app = make_app(service, api_key=api_key, is_local=is_local, max_waiting=max_waiting)
-    uvicorn.run(
+    app = make_app(
+        service, api_key=api_key, is_local=is_local, max_waiting=max_waiting, timeout=timeout
+    )
+    config = uvicorn.Config(
         app,
         host=host,
         port=port,
@@ -57,3 +86,4 @@ def serve(
         access_log=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
+    _Server(config).run()

@@ -26,6 +26,7 @@ from azure.core.utils import CaseInsensitiveDict
 from phi_edge.api.routes import Reply, Request, Routes
 from phi_edge.api.service import ChatService
 from phi_edge.api.threads import call, iterate
+from phi_edge.cancel import CancelToken
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -48,7 +49,7 @@ class LocalTransport(HttpTransport[HttpRequest, HttpResponse]):
 
     def send(self, request: HttpRequest, **options: Any) -> HttpResponse:
         """Answer a request; with `stream=True` the body is made as it is read."""
-        cancel = threading.Event()
+        cancel = CancelToken()
         response = _LocalResponse(request, self._routes.respond(_read(request), cancel), cancel)
         if not options.get("stream"):
             response.read()
@@ -72,7 +73,7 @@ class AsyncLocalTransport(AsyncHttpTransport[HttpRequest, AsyncHttpResponse]):
 
     async def send(self, request: HttpRequest, **options: Any) -> AsyncHttpResponse:
         """Answer a request in a thread; with `stream=True` the body is made as it is read."""
-        cancel = threading.Event()
+        cancel = CancelToken()
         reply = await call(lambda: self._routes.respond(_read(request), cancel), cancel)
         response = _AsyncLocalResponse(request, reply, cancel)
         if not options.get("stream"):

@@ -20,6 +20,7 @@ import httpx
 from phi_edge.api.routes import Reply, Request, Routes
 from phi_edge.api.service import ChatService
 from phi_edge.api.threads import call, iterate
+from phi_edge.cancel import CancelToken
 
 
 class LocalTransport(httpx.BaseTransport):
@@ -30,7 +31,7 @@ class LocalTransport(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Answer a request; a streamed body is made as it is read."""
-        cancel = threading.Event()
+        cancel = CancelToken()
         reply = self._routes.respond(_read(request, request.read()), cancel)
         body = reply.body
         stream = None if isinstance(body, bytes) else _Stream(body, cancel)
@@ -45,7 +46,7 @@ class AsyncLocalTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Answer a request in a thread; a streamed body is made as it is read."""
-        cancel = threading.Event()
+        cancel = CancelToken()
         content = await request.aread()
         reply = await call(lambda: self._routes.respond(_read(request, content), cancel), cancel)
         body = reply.body

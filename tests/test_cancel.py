@@ -1,0 +1,196 @@
+"""Work that is cancelled inside the run of a graph, and runs that fail."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import phi_edge
+from phi_edge import CancelToken, EngineError, GenerationCancelled, OutOfMemoryError, Prompt
+from phi_edge import kv_cache as kv_caches
+from phi_edge.ort_engine import OrtEngine
+
+from .sessions import Intercepted, never_ending, once
+from .test_engine import EXACT, random_ids
+
+
+@pytest.fixture
+def fresh(compact_fp32: Path) -> Iterator[phi_edge.Model]:
+    """A model with nothing cached, whose sessions a test may replace."""
+    with phi_edge.load_model(compact_fp32) as model:
+        yield model
+
+
+def engine_of(model: phi_edge.Model) -> OrtEngine:
+    engine = model._open_engine()
+    assert isinstance(engine, OrtEngine)
+    return engine
+
+
+def tokens(model: phi_edge.Model, prompt: Prompt) -> list[int]:
+    return [event.token_id for event in model.generate(prompt, max_tokens=8)]
+
+
+def cancel_soon() -> tuple[CancelToken, threading.Timer]:
+    """A token that another thread sets."""
+    token = CancelToken()
+    timer = threading.Timer(0.02, token.set)
+    timer.start()
+    return token, timer
+
+
+def test_what_is_to_be_stopped_is_told_once_and_in_time() -> None:
+    token, stopped = CancelToken(), []
+    with token.stopping(lambda: stopped.append("over")):
+        pass
+    with (
+        token.stopping(lambda: stopped.append("one")),
+        token.stopping(lambda: stopped.append("two")),
+    ):
+        token.set()
+    with token.stopping(lambda: stopped.append("late")):
+        pass
+    assert stopped == ["one", "two", "late"]
+
+
+def test_onnxruntime_ends_a_run_that_is_under_way(fresh: phi_edge.Model) -> None:
+    """One chunk of 4,000 tokens, with nothing faked but the moment of cancelling."""
+    engine, token = engine_of(fresh), CancelToken()
+    engine.chunk_size = 10_000
+
+    def cancel_within(_options: Any, run: Callable[[], Any]) -> Any:
+        threading.Timer(0.02, token.set).start()
+        return run()
+
+    engine.decoder = Intercepted(engine.decoder, cancel_within)
+    with pytest.raises(GenerationCancelled):
+        fresh.start(Prompt(random_ids(4000)), token)
+
+
+def test_a_cancelled_chunk_is_run_again(fresh: phi_edge.Model, model: phi_edge.Model) -> None:
+    """The chunks before it are kept; what it has written is not taken for valid."""
+    engine, ids = engine_of(fresh), random_ids(400)
+    run = fresh.start(Prompt(ids[:100]))
+    engine.decoder = Intercepted(engine.decoder, once(never_ending, num_before=1))
+    token, timer = cancel_soon()
+    no_features = np.empty((0, engine.model.hidden_size), np.float32)
+    with pytest.raises(GenerationCancelled):
+        run.extend(ids[100:], no_features, token)
+    timer.join()
+    assert run.num_cached == 100 + engine.chunk_size
+    run.extend(ids[:0], no_features)
+    expected = model.start(Prompt(ids)).logits
+    np.testing.assert_allclose(run.logits, expected, rtol=0, atol=EXACT)
+
+
+def test_a_cancelled_turn_leaves_the_conversation(
+    fresh: phi_edge.Model, model: phi_edge.Model
+) -> None:
+    engine, ids = engine_of(fresh), random_ids(400)
+    assert tokens(fresh, Prompt(ids[:150]))
+    engine.decoder = Intercepted(engine.decoder, once(never_ending))
+    token, timer = cancel_soon()
+    with pytest.raises(GenerationCancelled):
+        fresh.start(Prompt(ids), token)
+    timer.join()
+    kept = fresh._prefixes.take(Prompt(ids))
+    assert kept is not None
+    assert kept.num_tokens == kept.num_cached == 150
+    fresh.keep(Prompt(ids), kept)
+    assert tokens(fresh, Prompt(ids)) == tokens(model, Prompt(ids))
+
+
+def test_an_image_is_cancelled_and_encoded_again(
+    fresh: phi_edge.Model, model: phi_edge.Model
+) -> None:
+    engine, crops = engine_of(fresh), model.preprocess(Image.new("RGB", (50, 90), "red"))
+    engine.__dict__["_vision"] = Intercepted(engine._vision, once(never_ending))
+    token, timer = cancel_soon()
+    prompt = fresh.encode_prompt("<|image_1|>What is it?", [crops])
+    with pytest.raises(GenerationCancelled):
+        fresh.start(prompt, token)
+    timer.join()
+    np.testing.assert_array_equal(fresh.encode_image(crops), model.encode_image(crops))
+
+
+def test_a_batch_is_cancelled(fresh: phi_edge.Model) -> None:
+    engine = engine_of(fresh)
+    token = CancelToken()
+    batch = fresh.start(Prompt(random_ids(20)), token).fork(2)
+    assert batch is not None
+    engine.decoder = Intercepted(engine.decoder, never_ending)
+    batch.keep([0, 1])  # binds to the session anew
+    timer = threading.Timer(0.02, token.set)
+    timer.start()
+    with pytest.raises(GenerationCancelled):
+        batch.append([5, 6])
+    timer.join()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("Non-zero status code"), EngineError),
+        (RuntimeError("Status Message: std::bad_alloc"), OutOfMemoryError),
+        (MemoryError(), OutOfMemoryError),
+    ],
+)
+@pytest.mark.parametrize("num_before", [0, 1, 5])
+def test_a_failed_run_leaves_nothing(
+    fresh: phi_edge.Model,
+    model: phi_edge.Model,
+    num_before: int,
+    error: Exception,
+    expected: type[EngineError],
+) -> None:
+    """In prefill or in decode: the next answer is right, and not from what was left."""
+    engine, prompt = engine_of(fresh), Prompt(random_ids(200))
+
+    def fail(_options: Any, run: Callable[[], Any]) -> None:
+        run()
+        raise error
+
+    engine.decoder = Intercepted(engine.decoder, once(fail, num_before))
+    with pytest.raises(expected):
+        tokens(fresh, prompt)
+    assert fresh._prefixes.take(prompt) is None
+    assert tokens(fresh, prompt) == tokens(model, prompt)
+
+
+def test_memory_that_ends_while_a_cache_grows(
+    fresh: phi_edge.Model, model: phi_edge.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some buffers are larger then; none of them is used, and the run can go on."""
+    ids, num_buffers = random_ids(257), 0
+    zeros = kv_caches._untouched_zeros
+
+    def end(*args: Any) -> Any:
+        nonlocal num_buffers
+        num_buffers += 1
+        if num_buffers == 2:
+            raise OutOfMemoryError
+        return zeros(*args)
+
+    run = fresh.start(Prompt(ids[:256]))
+    with monkeypatch.context() as patch:
+        patch.setattr(kv_caches, "_untouched_zeros", end)
+        with pytest.raises(OutOfMemoryError):
+            run.append(int(ids[256]))
+    assert run.num_cached == 0
+    expected = model.start(Prompt(ids)).logits
+    np.testing.assert_allclose(run.logits, expected, rtol=0, atol=EXACT)
+
+
+def test_a_cache_that_the_system_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("mmap.mmap", refuse)
+    with pytest.raises(OutOfMemoryError, match="key/value cache"):
+        kv_caches._untouched_zeros((1, 2), "float32")
