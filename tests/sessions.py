@@ -11,20 +11,20 @@ Intercept = Callable[[Any, Callable[[], Any]], Any]
 
 
 class Intercepted:
-    """A session; its runs go through a function."""
+    """A session; its runs go through a function, which may be changed."""
 
-    def __init__(self, session: Any, intercept: Intercept) -> None:
+    def __init__(self, session: Any, intercept: Intercept = lambda _, run: run()) -> None:
         self._session = session
-        self._intercept = intercept
+        self.intercept = intercept
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
 
     def run(self, *args: Any) -> Any:
-        return self._intercept(args[-1], lambda: self._session.run(*args))
+        return self.intercept(args[-1], lambda: self._session.run(*args))
 
     def run_with_iobinding(self, *args: Any) -> Any:
-        return self._intercept(args[-1], lambda: self._session.run_with_iobinding(*args))
+        return self.intercept(args[-1], lambda: self._session.run_with_iobinding(*args))
 
 
 def once(intercept: Intercept, num_before: int = 0) -> Intercept:

@@ -76,8 +76,9 @@ def test_onnxruntime_ends_a_run_that_is_under_way(fresh: phi_edge.Model) -> None
 def test_a_cancelled_chunk_is_run_again(fresh: phi_edge.Model, model: phi_edge.Model) -> None:
     """The chunks before it are kept; what it has written is not taken for valid."""
     engine, ids = engine_of(fresh), random_ids(400)
+    engine.decoder = session = Intercepted(engine.decoder)
     run = fresh.start(Prompt(ids[:100]))
-    engine.decoder = Intercepted(engine.decoder, once(never_ending, num_before=1))
+    session.intercept = once(never_ending, num_before=1)
     token, timer = cancel_soon()
     no_features = np.empty((0, engine.model.hidden_size), np.float32)
     with pytest.raises(GenerationCancelled):
@@ -93,8 +94,9 @@ def test_a_cancelled_turn_leaves_the_conversation(
     fresh: phi_edge.Model, model: phi_edge.Model
 ) -> None:
     engine, ids = engine_of(fresh), random_ids(400)
+    engine.decoder = session = Intercepted(engine.decoder)
     assert tokens(fresh, Prompt(ids[:150]))
-    engine.decoder = Intercepted(engine.decoder, once(never_ending))
+    session.intercept = once(never_ending)
     token, timer = cancel_soon()
     with pytest.raises(GenerationCancelled):
         fresh.start(Prompt(ids), token)

@@ -221,7 +221,7 @@ def test_keys_and_values_stay_on_the_device(
     )
     graph = SimpleNamespace(
         io_binding=lambda: binding,
-        run_with_iobinding=lambda _: None,
+        run_with_iobinding=lambda *_: None,
         run_with_ort_values=lambda *_: ["embeds"],
     )
     ort = SimpleNamespace(OrtValue=Value)
