@@ -128,8 +128,10 @@ def write_package(
         else RandomChannels()
         for group, quantizer in recipe.quantizers.items()
     }
+    if recipe.vision:
+        quantizers["vision"] = RandomChannels()  # what calibration chooses unless it does harm
     prefill = recipe.prefill and RandomChannels()
-    recipe = dataclasses.replace(recipe, quantizers=quantizers, prefill=prefill)
+    recipe = dataclasses.replace(recipe, quantizers=quantizers, vision=(), prefill=prefill)
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder), config, with_weights=False)
         checkpoint = RandomCheckpoint(Path(folder))

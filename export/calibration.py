@@ -22,6 +22,7 @@ from .decoder import LAYER_LINEARS
 from .journal import Array, Journal
 from .layerwise import LayerwiseModel
 from .prequantized import GROUP
+from .vision_calibration import judge_vision
 from .weights import ChannelQuantizer, Recipe
 
 Floats = npt.NDArray[np.float32]
@@ -59,6 +60,7 @@ class Calibration:
         divisors: Tensor -> what it is divided by, float32, as the weights after it were multiplied.
         cache_scales: For each decoder layer, the scales of int8 keys and values, each float32
             [kv_heads, head_size].
+        vision_errors: See `judge_vision`.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -66,6 +68,7 @@ class Calibration:
         self.linears: dict[str, CalibratedLinear] = {}
         self.divisors: dict[str, Floats] = {}
         self.cache_scales: list[tuple[Floats, Floats]] = []
+        self.vision_errors: dict[str, list[float]] = {}
 
     def blocks(self, name: str) -> tuple[Array, Array, Array | None]:
         """Packed values, scales and zero points (None when symmetric) of a linear layer."""
@@ -130,6 +133,8 @@ def calibrate(
     calibrator = _Calibrator(checkpoint, recipe, prompts, journal)
     calibration = Calibration(journal)
     num_layers = checkpoint.config.num_hidden_layers
+    progress("the vision tower", 0, num_layers + 1)
+    calibration.vision_errors = judge_vision(checkpoint, recipe, prompts, journal)
     for index in range(num_layers + 1):
         is_layer = index < num_layers
         name = f"model.layers.{index}" if is_layer else "lm_head"

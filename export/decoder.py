@@ -16,7 +16,7 @@ from onnxscript import nn
 from phi_edge import package
 
 from .config import Phi3VConfig
-from .layers import CONTRIB, Linear, Op, make_model
+from .layers import CONTRIB, Linear, Op, expose_inputs, make_model
 from .rope import rope_table
 from .weights import Weights, lazy_parameter
 
@@ -328,10 +328,5 @@ def build_layer(config: Phi3VConfig, weights: Weights, index: int) -> ir.Model:
         *(ir.val(name, weights.dtype, cache) for name in ("key", "value")),
     ]
     model = make_model("layer", inputs, outputs, LayerAlone(config, weights, index))
-    matmuls = [node for node in model.graph if node.op_type == "MatMul"]
-    for name, matmul in zip(LAYER_LINEARS, matmuls, strict=True):
-        (given, _) = matmul.inputs
-        if given is not None:
-            given.name, given.dtype = f"{name}.input", weights.dtype
-            model.graph.outputs.append(given)
+    expose_inputs(model, LAYER_LINEARS)
     return model

@@ -133,6 +133,8 @@ def _write_package(
     progress: ShowProgress,
 ) -> package.Manifest:
     """Write all files of a package into an empty folder."""
+    if calibration:
+        recipe = recipe.for_vision(calibration.vision_errors)
     weights = Weights(checkpoint, recipe.float_dtype, recipe, calibration)
     graphs = {
         package.DECODER: build_decoder(checkpoint.config, weights, fused_rotary=provider != "dml"),
@@ -159,6 +161,7 @@ def _write_package(
             recipe={
                 **describe_recipe(recipe.as_dict(), checkpoint.layout),
                 "layers": calibration.as_dict() if calibration else {},
+                "vision_errors": calibration.vision_errors if calibration else {},
             },
             source=source.result(),
             versions={"phi-edge": __version__, **{name: version(name) for name in _VERSIONED}},

@@ -79,6 +79,42 @@ class Linear(nn.Module):
         return op.Mul(y, size)
 
 
+def expose_inputs(model: ir.Model, names: Sequence[str], step: int = 1) -> None:
+    """Make what linear layers in floating point are given outputs of a graph, called NAME.input.
+
+    Args:
+        model: Its matrix products have to be those of the layers.
+        names: Of the layers, in the order in which they run.
+        step: Give every so many rows only.
+    """
+    matmuls = [node for node in model.graph if node.op_type == "MatMul"]
+    for name, matmul in zip(names, matmuls, strict=True):
+        (given, weight) = matmul.inputs
+        if given is None or weight is None:
+            raise ValueError(f"{name} has no input")
+        if step > 1:
+            given = _every(model.graph, given, step)
+        given.name, given.type = f"{name}.input", weight.type
+        model.graph.outputs.append(given)
+
+
+def _every(graph: ir.Graph, rows: ir.Value, step: int) -> ir.Value:
+    """Every so many of rows [..., num_rows, width]."""
+    bounds = []
+    for name, number in {
+        "start": 0,
+        "end": np.iinfo(np.int64).max,
+        "axis": -2,
+        "step": step,
+    }.items():
+        node = ir.node("Constant", [], {"value": ir.tensor(np.array([number], np.int64))})
+        node.outputs[0].name = f"{rows.name}.{name}"
+        bounds.append(node)
+    node = ir.node("Slice", [rows, *(bound.outputs[0] for bound in bounds)])
+    graph.extend([*bounds, node])
+    return node.outputs[0]
+
+
 def make_model(
     name: str,
     inputs: Sequence[ir.Value],

@@ -75,7 +75,7 @@ class LayerwiseModel:
         logger.info("running layer %d of %d", index + 1, config.num_hidden_layers)
         empty = np.empty((1, config.num_key_value_heads, 0, config.head_size), np.float32)
         outputs: list[Floats] = []
-        with self._session(build_layer(config, self._weights, index)) as session:
+        with open_graph(build_layer(config, self._weights, index), self._journal) as session:
             names = [value.name for value in session.get_inputs()]
             for x, residual in zip(activations[::2], activations[1::2], strict=True):
                 mask = np.ones(x.shape[:2], np.int64)
@@ -105,7 +105,8 @@ class LayerwiseModel:
         images = {crops.digest: crops for prompt in self._prompts for crops in prompt.images}
         unknown = images.keys() - self._features.keys()
         if unknown:
-            with self._session(build_vision(self._checkpoint.config, self._weights)) as session:
+            graph = build_vision(self._checkpoint.config, self._weights)
+            with open_graph(graph, self._journal) as session:
                 for digest in unknown:
                     self._features[digest] = encode_image(session, images[digest])
         return [
@@ -133,7 +134,7 @@ class LayerwiseModel:
         none = np.empty((0, config.hidden_size), np.float32)
         features = self.image_features()
         embedded: list[Floats] = []
-        with self._session(build_embedding(config, self._weights)) as session:
+        with open_graph(build_embedding(config, self._weights), self._journal) as session:
             for prompt, of_prompt in zip(self._prompts, features, strict=True):
                 feeds = {
                     package.INPUT_IDS: prompt.input_ids[None],
@@ -144,13 +145,14 @@ class LayerwiseModel:
                 embedded += [embeds, np.zeros_like(embeds)]
         return embedded
 
-    @contextmanager
-    def _session(self, graph: ir.Model) -> Iterator[Any]:
-        """A session of a graph, whose weights stand on disk while it is open."""
-        folder = self._journal.folder / "graph"
-        folder.mkdir(exist_ok=True)
-        try:
-            ir.save(graph, folder / "graph.onnx", external_data="graph.data")
-            yield open_session(folder / "graph.onnx", "cpu")
-        finally:
-            shutil.rmtree(folder)
+
+@contextmanager
+def open_graph(graph: ir.Model, journal: Journal) -> Iterator[Any]:
+    """A session of a graph, whose weights stand in the journal while it is open."""
+    folder = journal.folder / "graph"
+    folder.mkdir(exist_ok=True)
+    try:
+        ir.save(graph, folder / "graph.onnx", external_data="graph.data")
+        yield open_session(folder / "graph.onnx", "cpu")
+    finally:
+        shutil.rmtree(folder)

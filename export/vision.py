@@ -245,6 +245,16 @@ class Vision(nn.Module):
         return self.arrangement(op, self.projector(op, features), height, width)
 
 
+def vision_linears(config: Phi3VConfig) -> list[tuple[str, ...]]:
+    """Names of the linear layers, in the order in which they run; several are stacked in one."""
+    names: list[tuple[str, ...]] = []
+    for index in range(config.vision.num_hidden_layers - 1):
+        layer = f"{_CLIP}.encoder.layers.{index}"
+        names.append(tuple(f"{layer}.self_attn.{part}_proj" for part in "qkv"))
+        names += [(f"{layer}.{part}",) for part in ("self_attn.out_proj", "mlp.fc1", "mlp.fc2")]
+    return [*names, *((f"{_EMBED}.img_projection.{index}",) for index in (0, 2))]
+
+
 def build_vision(config: Phi3VConfig, weights: Weights) -> ir.Model:
     """`pixel_values` float32 [images, crops, 3, 336, 336], `image_sizes` int64 [images, 2]
     (height, width of the padded image) -> `image_features` [num_image_tokens, hidden_size].

@@ -7,7 +7,7 @@ writer asks for its bytes, and let go of afterwards, so that memory holds one we
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -70,6 +70,15 @@ class Recipe(Protocol):
 
     def quantizer(self, group: str, name: str, /) -> Quantizer | ChannelQuantizer | None:
         """How a layer of a group of weights is quantized; None for floating point."""
+
+    @property
+    def vision(self) -> Sequence[object]: ...
+
+    def vision_errors(self, weight: Array, rows: npt.NDArray[np.float32], /) -> list[float]:
+        """What each of `vision` does to the outputs of a layer for some inputs."""
+
+    def for_vision(self, errors: Mapping[str, Sequence[float]], /) -> Recipe:
+        """The recipe with a choice for these layers, given `vision_errors` of each."""
 
     @property
     def prefill(self) -> ChannelQuantizer | None: ...

@@ -20,8 +20,12 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from .activations import relative_error, round_activations
 from .gptq import compensate, error_factor
 from .grid import Floats, Grids
+
+# Accuracy levels of `MatMulNBits`: activations rounded to 8 bits, which is fast, or in float32.
+ROUNDED, EXACT = 4, 1
 
 # Rows are quantized in groups of about this many weights, so that the temporaries of a group are
 # small and stay in the processor's cache.
@@ -51,8 +55,8 @@ class BlockQuantizer:
         bits: 4 or 8.
         block_size: Weights that share a scale: a power of two, at least 16.
         symmetric: Fixed zero point in the middle of the range (8 or 128), none stored.
-        accuracy_level: `MatMulNBits` attribute for these weights: 4 lets the kernel round
-            activations to 8 bits, 1 has it multiply in float32, 0 leaves it to the kernel.
+        accuracy_level: `MatMulNBits` attribute for these weights: `ROUNDED`, `EXACT`, or 0, which
+            leaves it to the kernel.
         scale_dtype: Type that the graph stores scales in. They are rounded to it before the
             values are, so that the values make up for the rounding.
         method: How the values are chosen. "nearest": a block's grid spans its weights, and each
@@ -128,6 +132,18 @@ class BlockQuantizer:
         return QuantizedBlocks(
             packed, scales, None if self.symmetric else _pack(zero_points, self.bits)
         )
+
+    def product(self, weight: Floats, rows: Floats) -> Floats:
+        """`rows @ weight.T` [num_rows, out_features] as the kernel gives it, in float32."""
+        quantized = dequantize(self.quantize(weight), self.bits, weight.shape[1])
+        if self.accuracy_level == ROUNDED:
+            rows = round_activations(rows, self.block_size)
+        product: Floats = rows @ quantized.T
+        return product
+
+    def error(self, weight: Floats, rows: Floats) -> float:
+        """Root of the squared error of the outputs for some inputs, as a part of their size."""
+        return relative_error(self.product(weight, rows), rows @ weight.T)
 
 
 def dequantize(blocks: QuantizedBlocks, bits: int, in_features: int) -> npt.NDArray[np.float32]:

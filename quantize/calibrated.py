@@ -9,12 +9,10 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from .activations import find_input_scales, relative_error, round_activations
-from .blockwise import BlockQuantizer, QuantizedBlocks, dequantize
+from .blockwise import EXACT, BlockQuantizer, QuantizedBlocks, dequantize
 from .channelwise import ChannelQuantizer, QuantizedChannels
 from .grid import Floats
 
-# Accuracy levels of `MatMulNBits`: activations rounded to 8 bits, which is fast, or in float32.
-ROUNDED, EXACT = 4, 1
 # How much faster kernels may add to the error that the weights' rounding to blocks makes: half of
 # the squared error, which is less than a quarter of the error itself.
 _BUDGET = 0.5
@@ -100,15 +98,9 @@ class CalibratedQuantizer(BlockQuantizer):
             prefill: As in `calibrate`.
         """
         # Error compensation would take too long to be tried, and helps all scales alike.
-        search = BlockQuantizer(self.bits, self.block_size, self.symmetric, method="search")
-
-        def product(weight: Floats, rows: Floats) -> Floats:
-            quantized = dequantize(search.quantize(weight), self.bits, weight.shape[1])
-            if self.accuracy_level == ROUNDED:
-                rows = round_activations(rows, self.block_size)
-            products: Floats = rows @ quantized.T
-            return products
-
+        search = BlockQuantizer(
+            self.bits, self.block_size, self.symmetric, self.accuracy_level, method="search"
+        )
         step = -(-len(weight) // _NUM_TRIED)
-        products = [product] if prefill is None else [product, prefill.product]
+        products = [search.product] if prefill is None else [search.product, prefill.product]
         return find_input_scales(np.ascontiguousarray(weight[::step]), rows, products)

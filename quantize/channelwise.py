@@ -18,7 +18,7 @@ Kernel: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,9 +51,11 @@ class ChannelQuantizer:
     """Quantizes the output channels of a matrix to the nearest of 7-bit values.
 
     Attributes:
+        bits: Of the integers.
         is_calibrated: Whether it wants to know the layer's inputs: no.
     """
 
+    bits: Literal[7] = 7
     is_calibrated: ClassVar[bool] = False
 
     def quantize_channels(self, weight: npt.NDArray[np.generic]) -> QuantizedChannels:

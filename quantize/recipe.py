@@ -11,13 +11,17 @@ The weights fall into groups by what the runtime does with them:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from .blockwise import BlockQuantizer
-from .calibrated import EXACT, ROUNDED, CalibratedQuantizer
+import numpy as np
+import numpy.typing as npt
+
+from .blockwise import EXACT, ROUNDED, BlockQuantizer
+from .calibrated import CalibratedQuantizer
 from .channelwise import ChannelQuantizer
+from .grid import Floats
 
 GROUPS = ("embedding", "decoder", "lm_head", "vision")
 
@@ -26,6 +30,10 @@ Activations = Literal["auto", "int8", "float"]
 CacheDtype = Literal["int8", "float"]
 PrefillDtype = Literal["int4", "int8"]
 Quantizer = BlockQuantizer | ChannelQuantizer
+
+# The most that the outputs of a linear layer of the vision tower may be off, as a part of their
+# size: three times what rounding to 8 bits costs where no input stands out.
+_VISION_BUDGET = 0.03
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +45,11 @@ class Recipe:
         float_dtype: Type of everything that is not quantized, and of activations.
         quantizers: Group -> quantizer.
         exceptions: Pattern of official layer names, as "model.layers.*.mlp.down_proj", ->
-            quantizer that these layers have instead; the first pattern that fits counts.
+            quantizer that these layers have instead, None for floating point; the first pattern
+            that fits counts.
         cache_dtype: "float" for a key/value cache in `float_dtype`, or "int8".
+        vision: Quantizers of the vision group, the fastest first, among which calibration chooses
+            for each layer. Empty where there is no choice.
         prefill: Quantizer of a second copy of the decoder's layers, which prompts run on; None to
             run them on the first.
     """
@@ -46,8 +57,9 @@ class Recipe:
     precision: str
     float_dtype: str
     quantizers: Mapping[str, Quantizer]
-    exceptions: Mapping[str, Quantizer] = dataclasses.field(default_factory=dict)
+    exceptions: Mapping[str, Quantizer | None] = dataclasses.field(default_factory=dict)
     cache_dtype: CacheDtype = "float"
+    vision: tuple[Quantizer, ...] = ()
     prefill: ChannelQuantizer | None = None
 
     @property
@@ -69,6 +81,31 @@ class Recipe:
                 return quantizer
         return self.quantizers.get(group)
 
+    def vision_errors(self, weight: npt.NDArray[np.generic], rows: Floats) -> list[float]:
+        """What each of `vision` would do to the outputs of a layer, as a part of their size.
+
+        Args:
+            weight: [out_features, in_features], of any float dtype.
+            rows: float32 [num_rows, in_features], inputs that the layer was seen to get.
+        """
+        exact = weight.astype(np.float32)
+        return [quantizer.error(exact, rows) for quantizer in self.vision]
+
+    def for_vision(self, errors: Mapping[str, Sequence[float]]) -> Recipe:
+        """The recipe with the fastest quantizers whose errors are small enough.
+
+        Args:
+            errors: Official name of a layer of the vision group -> what `vision_errors` gave. Where
+                all are too large, it stays in floating point.
+        """
+
+        def choose(found: Sequence[float]) -> Quantizer | None:
+            pairs = zip(self.vision, found, strict=True)
+            return next((quantizer for quantizer, error in pairs if error <= _VISION_BUDGET), None)
+
+        chosen = {name: choose(found) for name, found in errors.items()}
+        return dataclasses.replace(self, exceptions={**self.exceptions, **chosen})
+
     def for_prefill(self, kept: Collection[str] = ()) -> Recipe | None:
         """The recipe of the graph that prompts run on; None where they run on the decoder.
 
@@ -83,13 +120,14 @@ class Recipe:
         return dataclasses.replace(
             self,
             quantizers={"decoder": self.prefill},
-            exceptions={name: quantizer for name, quantizer in found.items() if quantizer},
+            exceptions=found,
             prefill=None,
         )
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as it is written into the manifest."""
-        return dataclasses.asdict(self)
+        # JSON has lists, where this has a tuple.
+        return {**dataclasses.asdict(self), "vision": [*map(dataclasses.asdict, self.vision)]}
 
 
 def make_recipe(
@@ -134,12 +172,15 @@ def make_recipe(
         return Recipe(precision, "float16", {})
     if precision != "int4":
         raise ValueError(f"precision must be fp32, fp16 or int4, not {precision!r}")
-    if provider != "cpu" and activations == "int8":
-        raise ValueError("activations are rounded to 8 bits on the CPU alone")
-    if provider != "cpu" and cache_dtype == "int8":
-        raise ValueError("the key/value cache is int8 on the CPU alone")
-    if provider != "cpu" and prefill_dtype == "int8":
-        raise ValueError("prompts run on int8 weights of their own on the CPU alone")
+    for_the_cpu = {
+        "activations are rounded to 8 bits": activations == "int8",
+        "the key/value cache is int8": cache_dtype == "int8",
+        "layers have 8 bits": 8 in (bits or {}).values(),
+        "prompts run on int8 weights of their own": prefill_dtype == "int8",
+    }
+    for wish, is_wanted in for_the_cpu.items():
+        if is_wanted and provider != "cpu":
+            raise ValueError(f"{wish} on the CPU alone")
 
     is_cpu = provider == "cpu"
     scale_dtype = "float32" if is_cpu else "float16"
@@ -166,5 +207,6 @@ def make_recipe(
     # A row that is looked up cannot end in padding, so its blocks have to fit every width.
     lookup = BlockQuantizer(8, 32, symmetric=True)
     quantizers = {"embedding": lookup, "decoder": int4, "lm_head": int4, "vision": int8}
+    vision = (ChannelQuantizer(), int8) if method == "gptq" else ()
     prefill = ChannelQuantizer() if prefill_dtype == "int8" else None
-    return Recipe(precision, "float32", quantizers, exceptions, cache_dtype, prefill)
+    return Recipe(precision, "float32", quantizers, exceptions, cache_dtype, vision, prefill)

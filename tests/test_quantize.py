@@ -173,6 +173,8 @@ def test_recipes() -> None:
         assert (decoder.accuracy_level, decoder.block_size) == (level, 64)
     with pytest.raises(ValueError, match="on the CPU alone"):
         make_recipe("int4", "cuda", activations="int8")
+    with pytest.raises(ValueError, match="8 bits on the CPU alone"):
+        make_recipe("int4", "cuda", bits={"lm_head": 8})
     with pytest.raises(ValueError, match="precision must be"):
         make_recipe("int3", "cpu")
     with pytest.raises(ValueError, match="no fp32 kernel"):

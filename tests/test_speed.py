@@ -41,7 +41,7 @@ def machine() -> Iterator[Side]:
 
 
 @pytest.mark.parametrize(
-    "recipe", [make_recipe("int4", "cpu", method="gptq", block_size=128), builder_recipe()]
+    "recipe", [make_recipe("int4", "cpu", prefill_dtype="int8"), builder_recipe()]
 )
 def test_a_package_of_random_weights_runs(recipe: Recipe, tmp_path: Path) -> None:
     config = json.loads((GOLDEN / "checkpoint" / "config.json").read_text())
@@ -61,6 +61,7 @@ def test_a_package_of_random_weights_runs(recipe: Recipe, tmp_path: Path) -> Non
         ("vision", {"s_per_crop"}),
         ("photo", {"first_token_s"}),
         ("second_question", {"first_s", "second_s", "second_over_first"}),
+        ("choices", {"tokens_per_s", "together_per_s", "together_over_one"}),
     ],
 )
 def test_a_case_records_every_round(

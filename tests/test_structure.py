@@ -71,8 +71,9 @@ def test_the_exporter_meets_the_runtime_in_formats_alone() -> None:
     """Calibration, which runs graphs, needs a little more."""
     format_alone = {f"phi_edge.{name}" for name in ("__version__", "errors", "package", "prompt")}
     running = {f"phi_edge.{name}" for name in ("image", "image_file", "samples", "session")}
+    runners = ("calibration.py", "layerwise.py", "reference.py", "vision_calibration.py")
     for file in (ROOT / "export").glob("*.py"):
-        runs = file.name in ("calibration.py", "layerwise.py", "reference.py")
+        runs = file.name in runners
         contract = format_alone | running if runs else format_alone
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module == "phi_edge":

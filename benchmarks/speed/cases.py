@@ -133,6 +133,15 @@ def second_question(bench: Bench) -> None:
         bench.record(side, number, figures)
 
 
+def choices(bench: Bench) -> None:
+    """Four choices decoded together, after 512 tokens, against one."""
+    arguments = {"num_rows": 4, "num_tokens": 16}
+    bench.prepare("prefill", num_tokens=512)
+    sides = bench.prepare("choices", **arguments)
+    for number, side in bench.turns(sides):
+        bench.record(side, number, side.ask("choices", **arguments))
+
+
 def load(bench: Bench) -> None:
     """Start of a process to the first token of a prompt of 8 tokens, files in the page cache."""
     for number in range(-1, bench.num_rounds):
@@ -169,6 +178,7 @@ CASES: dict[str, Callable[[Bench], None]] = {
         vision,
         photo,
         second_question,
+        choices,
         load,
         memory,
     )

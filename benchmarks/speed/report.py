@@ -83,6 +83,8 @@ _LABELS = {
     "first_s": "first question, s",
     "second_s": "second question, s",
     "second_over_first": "second / first",
+    "together_per_s": "tokens/s of all choices",
+    "together_over_one": "all choices / one",
     "load_s": "s from start to first token",
     "peak_rss_bytes": "peak RSS, GB",
 }

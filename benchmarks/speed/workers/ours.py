@@ -47,6 +47,23 @@ class Ours:
         rate = num_tokens / (time.perf_counter() - start)
         return {"tokens_per_s": rate, "weight_bytes_per_s": rate * self._weight_bytes}
 
+    def choices(self, num_rows: int, num_tokens: int) -> Figures:
+        """Decode a sequence, and then so many copies of it together; tokens of all copies count."""
+        one = self.decode(num_tokens)["tokens_per_s"]
+        batch = self._run.fork(num_rows)
+        if batch is None:
+            raise RuntimeError("this engine runs one sequence at a time")
+        token_ids = self._tokens(num_rows)
+        start = time.perf_counter()
+        for _ in range(num_tokens):
+            token_ids = batch.append(token_ids.tolist()).argmax(axis=1)
+        all_rows = num_rows * num_tokens / (time.perf_counter() - start)
+        return {
+            "tokens_per_s": one,
+            "together_per_s": all_rows,
+            "together_over_one": all_rows / one,
+        }
+
     @cached_property
     def _weight_bytes(self) -> int:
         """Not before a decode step asks: it is no part of a load, nor of its memory."""
