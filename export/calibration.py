@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from phi_edge.errors import CheckpointError
 from phi_edge.image import preprocess
 from phi_edge.image_file import open_image
 from phi_edge.prompt import Prompt
@@ -23,7 +21,7 @@ from .journal import Array, Journal
 from .layerwise import LayerwiseModel
 from .prequantized import GROUP
 from .vision_calibration import judge_vision
-from .weights import ChannelQuantizer, Recipe
+from .weights import ChannelQuantizer, Recipe, named_errors
 
 Floats = npt.NDArray[np.float32]
 
@@ -294,7 +292,7 @@ class _Linear:
             float32 [in_features]: what the inputs have to be divided by.
         """
         rows = np.concatenate(self._rows)
-        with self._named_errors():
+        with named_errors([f"{self.name}.weight"]):
             scales: Floats | None = self._quantizer.input_scales(self.weight, rows, self._prefill)
         if scales is not None:
             np.multiply(self.weight, scales, out=self.weight)
@@ -304,18 +302,10 @@ class _Linear:
 
     def quantize(self) -> Any:
         """See `quantize.CalibratedQuantizer.calibrate`."""
-        with self._named_errors():
+        with named_errors([f"{self.name}.weight"]):
             return self._quantizer.calibrate(
                 self.weight, self._moments, np.concatenate(self._rows), self._prefill
             )
-
-    @contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        """Say which layer's weights cannot be quantized."""
-        try:
-            yield
-        except ValueError as error:
-            raise CheckpointError(f"{self.name}.weight: {error}") from None
 
 
 def encode_samples(checkpoint: Checkpoint, samples: Iterable[Sample]) -> list[Prompt]:

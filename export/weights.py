@@ -185,7 +185,7 @@ class Weights:
         block_bytes = quantizer.block_size * quantizer.bits // 8
 
         def quantize() -> tuple[Array | None, ...]:
-            with _named_errors(names):
+            with named_errors(names):
                 return self._quantize(names, quantizer)
 
         parts = _SharedParts(quantize, 2 if quantizer.symmetric else 3)
@@ -223,7 +223,7 @@ class Weights:
         out_features, in_features = self.shape(names)
 
         def quantize() -> tuple[Array, Array]:
-            with _named_errors(names):
+            with named_errors(names):
                 return self._quantize_channels(names, quantizer)
 
         parts = _SharedParts(quantize, 2)
@@ -280,7 +280,7 @@ class Weights:
 
 
 @contextmanager
-def _named_errors(names: Sequence[str]) -> Iterator[None]:
+def named_errors(names: Sequence[str]) -> Iterator[None]:
     """Say which tensors cannot be quantized."""
     try:
         yield

@@ -356,8 +356,8 @@ class OrtRun:
                 )
             self._num_cached, self._cache_is_long = 0, is_long
         # The last token is run even if its keys are there: it gives the logits.
-        self._num_cached = min(self._num_cached, len(self._ids) - 1)
-        num_kept, self._num_cached = self._num_cached, 0  # until the cache is there
+        num_kept = min(self._num_cached, len(self._ids) - 1)
+        self._num_cached = 0  # until the cache is there
         if self._cache.reserve(len(self._ids), num_kept):
             self._bind_cache()
         self._num_cached = num_kept
