@@ -1,13 +1,6 @@
-"""The decoder graph: embeddings and cached keys and values -> logits of the last positions.
-
-One table holds the rotations of both LongRoPE regimes, and positions are shifted into the part
-that applies. So the graph needs no branch, which not every provider runs, and no copy of a
-table at every step, which is what a branch costs.
-"""
+"""The decoder graph: embeddings and cached keys and values -> logits of the last positions."""
 
 from __future__ import annotations
-
-from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -15,125 +8,13 @@ from onnxscript import nn
 
 from phi_edge import package
 
+from .attention import Attention, PositionInputs, Positions
 from .config import Phi3VConfig
 from .layers import CONTRIB, Linear, Op, expose_inputs, make_model
-from .rope import rope_table
-from .weights import Weights, lazy_parameter
+from .weights import Weights
 
 # The linear layers of a decoder layer, in the order in which they run.
 LAYER_LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
-
-
-class Positions(NamedTuple):
-    """Inputs that the attention of every layer shares.
-
-    Attributes:
-        last: int32 [batch], index of each sequence's last token (`seqlens_k`).
-        total_length: int32 scalar, tokens in the longest sequence.
-        rows: int64 [batch, sequence], row of the RoPE tables for each new token.
-        cos, sin: RoPE tables.
-    """
-
-    last: ir.Value
-    total_length: ir.Value
-    rows: ir.Value
-    cos: ir.Value
-    sin: ir.Value
-
-
-class PositionInputs(nn.Module):
-    """Derives positions from the attention mask."""
-
-    def __init__(self, config: Phi3VConfig, weights: Weights) -> None:
-        super().__init__()
-        self.original_length = config.original_max_position_embeddings
-        rows = self.original_length + config.max_position_embeddings
-        shape = (rows, config.head_size // 2)
-        dtype = weights.dtype.numpy()
-        self.cos = lazy_parameter(
-            lambda: rope_table(config, "cos").astype(dtype), weights.dtype, shape
-        )
-        self.sin = lazy_parameter(
-            lambda: rope_table(config, "sin").astype(dtype), weights.dtype, shape
-        )
-
-    def forward(
-        self, op: Op, inputs_embeds: ir.Value, attention_mask: ir.Value, rope_length: ir.Value
-    ) -> Positions:
-        lengths = op.ReduceSum(attention_mask, [1], keepdims=0)
-        total_length = op.Shape(attention_mask, start=1, end=2)
-        new_tokens = op.Shape(inputs_embeds, start=1, end=2)
-        # Rows of a batch may be shorter than the longest; padding stands on the right.
-        first = op.Unsqueeze(op.Max(op.Sub(lengths, new_tokens), 0), [1])
-        positions = op.Add(first, op.Range(0, op.Squeeze(new_tokens), 1))
-        is_long = op.Greater(op.Max(total_length, rope_length), self.original_length)
-        shift = op.Mul(op.Cast(is_long, to=ir.DataType.INT64), self.original_length)
-        return Positions(
-            last=op.Cast(op.Sub(lengths, 1), to=ir.DataType.INT32),
-            total_length=op.Cast(op.Squeeze(total_length), to=ir.DataType.INT32),
-            rows=op.Add(positions, shift),
-            cos=self.cos,
-            sin=self.sin,
-        )
-
-
-class Attention(nn.Module):
-    """Self-attention over the cache; queries, keys and values come from one projection."""
-
-    def __init__(
-        self, config: Phi3VConfig, weights: Weights, index: int, *, fused_rotary: bool
-    ) -> None:
-        super().__init__()
-        name = f"model.layers.{index}.self_attn"
-        self.config = config
-        self.fused_rotary = fused_rotary
-        self.key_scales: nn.Parameter | None = None
-        self.value_scales: nn.Parameter | None = None
-        if scales := weights.cache_scales(index):
-            self.key_scales, self.value_scales = scales
-        self.qkv_proj = Linear(weights, "decoder", f"{name}.qkv_proj")
-        self.o_proj = Linear(weights, "decoder", f"{name}.o_proj")
-
-    def forward(
-        self,
-        op: Op,
-        x: ir.Value,
-        past: tuple[ir.Value, ir.Value],
-        at: Positions,
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        qkv = self.qkv_proj(op, x)
-        inputs = (
-            (qkv, None, None, *past, at.last, at.total_length, at.cos, at.sin, at.rows)
-            if self.fused_rotary
-            else (*self._rotated(op, qkv, at), *past, at.last, at.total_length)
-        )
-        cache: dict[str, Any] = {}
-        if self.key_scales is not None:
-            # The inputs between are for models of other kinds.
-            unused = [None] * (12 - len(inputs))
-            inputs = (*inputs, *unused, self.key_scales, self.value_scales)
-            cache = {f"{part}_quant_type": "PER_CHANNEL" for part in "kv"}
-            cache["kv_cache_bit_width"] = 8
-        attended, key, value = op.GroupQueryAttention(
-            *inputs,
-            num_heads=self.config.num_attention_heads,
-            kv_num_heads=self.config.num_key_value_heads,
-            do_rotary=int(self.fused_rotary),
-            **cache,
-            _outputs=3,
-            **CONTRIB,
-        )
-        return self.o_proj(op, attended), key, value
-
-    def _rotated(self, op: Op, qkv: ir.Value, at: Positions) -> tuple[ir.Value, ir.Value, ir.Value]:
-        heads = (self.config.num_attention_heads, *[self.config.num_key_value_heads] * 2)
-        sizes = [count * self.config.head_size for count in heads]
-        query, key, value = op.Split(qkv, sizes, axis=-1, _outputs=3)
-        query, key = (
-            op.RotaryEmbedding(part, at.rows, at.cos, at.sin, num_heads=count, **CONTRIB)
-            for part, count in zip((query, key), heads[:2], strict=True)
-        )
-        return query, key, value
 
 
 class MLP(nn.Module):
@@ -228,7 +109,7 @@ class Decoder(nn.Module):
         num_earlier: ir.Value,
         *pasts: ir.Value,
     ) -> list[ir.Value]:
-        at = self.positions(op, inputs_embeds, attention_mask, rope_length)
+        at = self.positions(op, inputs_embeds, attention_mask, rope_length, pasts[0])
         x, residual = inputs_embeds, None
         pairs = zip(pasts[::2], pasts[1::2], strict=True)
         presents: list[ir.Value] = []
@@ -302,7 +183,7 @@ class LayerAlone(nn.Module):
         past_value: ir.Value,
     ) -> tuple[ir.Value, ...]:
         rope_length = op.Shape(attention_mask, start=1, end=2)
-        at = self.positions(op, x, attention_mask, rope_length)
+        at = self.positions(op, x, attention_mask, rope_length, past_key)
         x, residual, cached = self.layer(op, x, residual, (past_key, past_value), at)
         return x, residual, *cached
 

@@ -101,6 +101,23 @@ def test_logits_are_near(int8_model: phi_edge.Model, model: phi_edge.Model, leng
     assert 0 < difference < 0.02 * np.ptp(expected)
 
 
+@pytest.mark.parametrize("num_cached", [1, 120])
+def test_prompts_attend_as_single_tokens_do(int8_model: phi_edge.Model, num_cached: int) -> None:
+    """Many tokens take another way through the attention, to the same cache."""
+    ids = random_ids(200)
+    no_features = np.empty((0, int8_model.manifest.model.hidden_size), np.float32)
+    run, singly = int8_model.start(Prompt(ids[:num_cached])), int8_model.start(Prompt(ids[:1]))
+    run.extend(ids[num_cached:], no_features)
+    for token_id in ids[1:].tolist():
+        logits = singly.append(token_id)
+    np.testing.assert_allclose(run.logits, logits, rtol=0, atol=EXACT)
+    for found, expected in zip(run.rows(200), singly.rows(200), strict=True):
+        difference = np.abs(found.astype(int) - expected)
+        # A quotient on the edge may fall to either side.
+        assert difference.max() <= 1
+        assert difference.mean() < 1e-3
+
+
 @pytest.mark.parametrize(("length", "kept"), [(300, 120), (4110, 2000)])
 def test_runs_rewind_and_extend(int8_model: phi_edge.Model, length: int, kept: int) -> None:
     """Over 4,096 and back, too."""
