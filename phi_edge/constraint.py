@@ -144,6 +144,12 @@ class JsonConstraint:
             mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         return np.unpackbits(mask, count=self._vocab_size, bitorder="little").astype(np.bool_)
 
+    def forced(self) -> list[int]:
+        """See `Constraint.forced`: names, punctuation, and what follows the start of a choice."""
+        with _as_schema_errors():
+            token_ids: list[int] = self._matcher.compute_ff_tokens()
+        return token_ids
+
     def accept(self, token_id: int) -> None:
         """See `Constraint.accept`.
 

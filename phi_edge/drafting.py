@@ -1,9 +1,10 @@
-"""Several tokens a decode step, where a text repeats itself: prompt lookup.
+"""Several tokens a decode step, where a text repeats itself or a constraint leaves no choice.
 
-What followed the last tokens when they came before, in the prompt or the completion, is a draft
-of what follows now. The decoder checks a whole draft in one step, which on a CPU costs little
-more than one token, since its weights are read once. (Saxena, "Prompt Lookup Decoding", 2023,
-https://github.com/apoorvumang/prompt-lookup-decoding)
+Where a schema leaves one token at a time, as in the names and the punctuation of JSON, these are
+a draft. Else what followed the last tokens when they came before, in the prompt or the completion,
+is a draft of what follows now: prompt lookup. (Saxena, "Prompt Lookup Decoding", 2023,
+https://github.com/apoorvumang/prompt-lookup-decoding) The decoder checks a whole draft in one
+step, which on a CPU costs little more than one token, since its weights are read once.
 
 Nothing is ever taken from a draft: each token is chosen from the model's logits as without one,
 and where it is not the draft's, the rest of the draft is dropped. For a draft that is certain of
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from phi_edge.engine import Logits, Run
 
@@ -118,13 +119,20 @@ class DraftingRun:
         num_steps: Decode steps taken.
     """
 
-    def __init__(self, run: Run, max_tokens: int, draft_tokens: int) -> None:
+    def __init__(
+        self,
+        run: Run,
+        max_tokens: int,
+        draft_tokens: int,
+        forced: Callable[[], list[int]] = list,
+    ) -> None:
         """Go on from a run.
 
         Args:
             run: It must not be used until `close`.
             max_tokens: Most tokens of the completion.
             draft_tokens: Most tokens of a draft.
+            forced: Gives the next tokens, as far as a constraint leaves no choice.
         """
         self.num_tokens = run.num_tokens
         self.num_steps = 0
@@ -132,7 +140,10 @@ class DraftingRun:
         self._most_tokens = run.num_tokens + max_tokens - 1
         self._run = run
         self._lookup = PromptLookup(run.input_ids.tolist(), draft_tokens)
+        self._draft_tokens = draft_tokens
+        self._forced = forced
         self._draft: list[int] = []
+        self._is_lookup = False  # where the draft is from
         self._logits: Logits = run.logits[None]
         self._num_right = 0
 
@@ -155,8 +166,11 @@ class DraftingRun:
 
     def _step(self, token_id: int) -> None:
         self.close()
-        room = self._most_tokens - self.num_tokens - 1
-        draft = self._lookup.draft()[: max(0, room)]
+        room = max(0, self._most_tokens - self.num_tokens - 1)
+        draft = self._forced()[: min(room, self._draft_tokens)]
+        self._is_lookup = not draft
+        if self._is_lookup:
+            draft = self._lookup.draft()[:room]
         self._logits = self._run.verify([token_id, *draft])
         self._draft = draft[: len(self._logits) - 1]
         self.num_steps += 1
@@ -164,6 +178,7 @@ class DraftingRun:
     def close(self) -> None:
         """Take back from the run what was guessed wrong."""
         if self._draft:
-            self._lookup.note(len(self._draft), self._num_right)
+            if self._is_lookup:
+                self._lookup.note(len(self._draft), self._num_right)
             self._run.rewind(self.num_tokens)
         self._draft, self._num_right = [], 0

@@ -97,6 +97,10 @@ class Generation:
         """Most tokens that may follow."""
         return self._max_tokens - len(self.token_ids)
 
+    def forced(self) -> list[int]:
+        """The next tokens, as far as a constraint leaves no choice."""
+        return self._sampler.forced()
+
     def add(self, logits: Logits) -> GenerationEvent:
         """Choose the next token from its logits, float32 [vocab_size]."""
         token_id = self._sampler(logits)
@@ -189,7 +193,7 @@ def _decode(
     draft_tokens: int = DRAFT_TOKENS,
 ) -> Iterator[GenerationEvent]:
     """Go on with one completion, whose tokens the run has."""
-    ahead = DraftingRun(run, completion.num_left, draft_tokens)
+    ahead = DraftingRun(run, completion.num_left, draft_tokens, completion.forced)
     logits = ahead.logits
     try:
         while True:

@@ -18,6 +18,9 @@ class Constraint(Protocol):
     def allowed(self) -> npt.NDArray[np.bool_]:
         """Bool [vocab_size]; at least one is true."""
 
+    def forced(self) -> list[int]:
+        """The next tokens, as far as each is the only one allowed after those before it."""
+
     def accept(self, token_id: int) -> None:
         """Go on with the token that was chosen."""
 
@@ -81,6 +84,10 @@ class Sampler:
         if self._constraint:
             self._constraint.accept(token_id)
         return token_id
+
+    def forced(self) -> list[int]:
+        """The next tokens, as far as they are the same whatever the logits are."""
+        return self._constraint.forced() if self._constraint else []
 
     def _adjust(self, logits: Logits) -> Logits:
         adjusted: Logits = logits.copy()

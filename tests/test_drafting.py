@@ -13,6 +13,7 @@ from phi_edge import Prompt, PromptError
 from phi_edge.constraint import JsonGrammar
 from phi_edge.drafting import DraftingRun, PromptLookup
 from phi_edge.generation import GenerationEvent, generate_events
+from phi_edge.ort_engine import OrtRun
 from phi_edge.sampling import Sampler
 from phi_edge.text import Detokenizer
 
@@ -186,6 +187,42 @@ def test_constrained_answers_are_the_same(
     steps = foresee(monkeypatch, prompt.num_tokens, [token for token, *_ in expected], wrong_at)
     assert answer(16) == expected
     assert len(steps) <= len(expected)
+
+
+def test_what_a_schema_forces_takes_no_steps_of_its_own(
+    tiny: phi_edge.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tiny.manifest.model
+    grammar = JsonGrammar(tiny.tokenizer, info.vocab_size, info.eos_token_ids)
+    prompt = tiny.encode_prompt("<|user|>\nAnswer as JSON.<|end|>\n<|assistant|>\n")
+    # No repeats: what is drafted is forced.
+    monkeypatch.setattr(PromptLookup, "draft", lambda _: [])
+    steps: list[int] = []
+    verify = OrtRun.verify
+
+    def counted(run: OrtRun, token_ids: list[int]) -> Any:
+        steps.append(len(token_ids))
+        return verify(run, token_ids)
+
+    monkeypatch.setattr(OrtRun, "verify", counted)
+
+    def answer(draft_tokens: int) -> list[Any]:
+        sampler = Sampler(1.0, seed=5, constraint=grammar.constrain(SCHEMA))
+        detokenizer = Detokenizer(tiny.tokenizer)
+        steps.clear()
+        run, limits = tiny.start(prompt), tiny.limits(60, prompt)
+        return tokens_of(
+            generate_events(run, sampler, detokenizer, limits, 1, draft_tokens=draft_tokens)
+        )
+
+    expected = answer(0)
+    assert steps == [1] * (len(expected) - 1)
+    assert answer(16) == expected
+    assert sum(steps) == len(expected) - 1, "every draft was right"
+    assert len(steps) < len(expected) / 2
+    assert max(steps) > 3
+    answer(2)
+    assert max(steps) == 3
 
 
 def test_stop_string_inside_of_a_draft(

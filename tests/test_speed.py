@@ -61,6 +61,9 @@ def test_a_package_of_random_weights_runs(recipe: Recipe, tmp_path: Path) -> Non
         ("vision", {"s_per_crop"}),
         ("photo", {"first_token_s"}),
         ("second_question", {"first_s", "second_s", "second_over_first"}),
+        ("reopened", {"first_s", "second_s", "second_over_first"}),
+        ("reading", {"tokens_per_s", "drafted_per_s", "drafted_over_plain"}),
+        ("extraction", {"tokens_per_s", "drafted_per_s", "drafted_over_plain"}),
         ("choices", {"tokens_per_s", "together_per_s", "together_over_one"}),
     ],
 )

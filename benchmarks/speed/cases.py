@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from .sides import Figures, Side, UnknownTaskError
+from .texts import EXTRACTION, READING
 
 # Threads of a side spin for a moment after their work.
 _PAUSE_S = 0.3
@@ -133,6 +135,31 @@ def second_question(bench: Bench) -> None:
         bench.record(side, number, figures)
 
 
+def reopened(bench: Bench) -> None:
+    """The same in a new process, from the cache on disk; of our sides alone."""
+    for number in range(bench.num_rounds):
+        for side in bench.sides:
+            if side.spec.kind == "ours":
+                bench.record(side, number, _reopen(side))
+
+
+def _reopen(side: Side) -> Figures:
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        options = {**side.spec.options, "disk_cache": folder}
+        for num_tokens in (8, 9):
+            fresh = Side(side.name, dataclasses.replace(side.spec, options=options))
+            try:
+                # Of another length each, so that the questions' tokens are others, too.
+                fresh.ask("prefill", num_tokens=num_tokens)
+                figures = fresh.ask("question", seed=1, rows=2, columns=2, num_tokens=1)
+            finally:
+                fresh.close()
+            seconds.append(figures["first_token_s"])
+    first, second = seconds
+    return {"first_s": first, "second_s": second, "second_over_first": second / first}
+
+
 def choices(bench: Bench) -> None:
     """Four choices decoded together, after 512 tokens, against one."""
     arguments = {"num_rows": 4, "num_tokens": 16}
@@ -140,6 +167,23 @@ def choices(bench: Bench) -> None:
     sides = bench.prepare("choices", **arguments)
     for number, side in bench.turns(sides):
         bench.record(side, number, side.ask("choices", **arguments))
+
+
+def _replay(bench: Bench, question: str, schema: dict[str, Any] | None, answer: str) -> None:
+    arguments = {"question": question, "schema": schema, "answer": answer}
+    sides = bench.prepare("replay", **arguments)
+    for number, side in bench.turns(sides):
+        bench.record(side, number, side.ask("replay", **arguments))
+
+
+def reading(bench: Bench) -> None:
+    """A text read out as it stands in the prompt, with drafts and without."""
+    _replay(bench, *READING)
+
+
+def extraction(bench: Bench) -> None:
+    """The same text as JSON by a schema, with drafts and without."""
+    _replay(bench, *EXTRACTION)
 
 
 def load(bench: Bench) -> None:
@@ -178,7 +222,10 @@ CASES: dict[str, Callable[[Bench], None]] = {
         vision,
         photo,
         second_question,
+        reopened,
         choices,
+        reading,
+        extraction,
         load,
         memory,
     )

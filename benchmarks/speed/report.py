@@ -85,6 +85,8 @@ _LABELS = {
     "second_over_first": "second / first",
     "together_per_s": "tokens/s of all choices",
     "together_over_one": "all choices / one",
+    "drafted_per_s": "tokens/s with drafts",
+    "drafted_over_plain": "with drafts / without",
     "load_s": "s from start to first token",
     "peak_rss_bytes": "peak RSS, GB",
 }

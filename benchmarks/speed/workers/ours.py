@@ -10,10 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from tokenizers import Tokenizer
 
 import phi_edge
+from phi_edge.constraint import JsonConstraint, JsonGrammar
+from phi_edge.drafting import DRAFT_TOKENS, DraftingRun
+from phi_edge.engine import Run
 from phi_edge.image import CROP_SIZE
-from phi_edge.package import DECODER, GRAPH_FILES
+from phi_edge.loading import BUNDLED_MODEL
+from phi_edge.package import DECODER, GRAPH_FILES, TOKENIZER_FILE
+from phi_edge.prompt import chat_text, encode_prompt
 
 from .protocol import Figures, peak_rss_bytes, serve
 
@@ -24,8 +30,17 @@ _NUM_TOKENS_BEFORE, _NUM_TOKENS_AFTER = 5, 30
 class Ours:
     """A loaded package, with one sequence that goes on."""
 
-    def __init__(self, model: str, **options: Any) -> None:
+    def __init__(self, model: str, *, tokenizer: str | None = None, **options: Any) -> None:
+        """Load a package.
+
+        Args:
+            model: Its folder.
+            tokenizer: A `tokenizer.json` for texts; that of phi-edge-tiny, whose words are
+                shorter, when None.
+            **options: For `load_model`.
+        """
         self._model = phi_edge.load_model(model, **options)
+        self._tokenizer_file = tokenizer or str(BUNDLED_MODEL / TOKENIZER_FILE)
         self._vocab_size = self._model.manifest.model.vocab_size
         self._package = Path(model)
         self._rng = np.random.default_rng(0)
@@ -68,6 +83,45 @@ class Ours:
     def _weight_bytes(self) -> int:
         """Not before a decode step asks: it is no part of a load, nor of its memory."""
         return count_weight_bytes(self._package)
+
+    def replay(self, question: str, schema: dict[str, Any] | None, answer: str) -> Figures:
+        """Decode an answer, whatever the logits are, without drafts and with them."""
+        tokenizer = Tokenizer.from_file(self._tokenizer_file)
+        grammar = JsonGrammar(tokenizer, self._vocab_size, self._model.manifest.model.eos_token_ids)
+        compiled = grammar.constrain(schema) if schema else None
+        prompt = encode_prompt(tokenizer, chat_text([("user", question)]), ())
+        token_ids = tokenizer.encode(answer, add_special_tokens=False).ids
+        run = self._model.start(prompt)
+        plain, drafted = (
+            self._replay(run, prompt, token_ids, compiled and compiled.copy(), draft_tokens)
+            for draft_tokens in (0, DRAFT_TOKENS)
+        )
+        return {
+            "tokens_per_s": plain,
+            "drafted_per_s": drafted,
+            "drafted_over_plain": drafted / plain,
+        }
+
+    @staticmethod
+    def _replay(
+        run: Run,
+        prompt: phi_edge.Prompt,
+        token_ids: list[int],
+        constraint: JsonConstraint | None,
+        draft_tokens: int,
+    ) -> float:
+        run.rewind(prompt.num_tokens)
+        forced = constraint.forced if constraint else list
+        ahead = DraftingRun(run, len(token_ids) + 1, draft_tokens, forced)
+        start = time.perf_counter()
+        for token_id in token_ids:
+            if constraint:
+                constraint.allowed()
+                constraint.accept(token_id)
+            ahead.append(token_id)
+        seconds = time.perf_counter() - start
+        ahead.close()
+        return len(token_ids) / seconds
 
     def vision(self, seed: int) -> Figures:
         """Encode a new image of five crops, the whole image among them."""
