@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -56,7 +57,11 @@ def test_each_part_of_a_request_adds_its_own() -> None:
     text = predict_needs(MANIFEST, 1000)
     longer = predict_needs(MANIFEST, 3000)
     assert longer.cache_bytes == 3000 * MANIFEST.model.cache_bytes_per_token
-    assert longer.peak_bytes - text.peak_bytes == longer.cache_bytes - text.cache_bytes
+    assert longer.peak_bytes - text.peak_bytes == longer.token_bytes - text.token_bytes
+    assert text.token_bytes == text.cache_bytes, "the cache is in floating point"
+    model = dataclasses.replace(MANIFEST.model, cache_dtype="int8")
+    over_int8 = predict_needs(dataclasses.replace(MANIFEST, model=model), 1000)
+    assert over_int8.token_bytes > over_int8.cache_bytes > 0
     one = predict_needs(MANIFEST, 1000, [square_image_size(4)])
     two = predict_needs(MANIFEST, 1000, [square_image_size(16), square_image_size(4)])
     assert (one.num_crops, two.num_crops) == (5, 22)
