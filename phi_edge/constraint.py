@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
@@ -149,6 +149,12 @@ class JsonConstraint:
         with _as_schema_errors():
             token_ids: list[int] = self._matcher.compute_ff_tokens()
         return token_ids
+
+    def count_allowed(self, token_ids: Sequence[int]) -> int:
+        """See `Constraint.count_allowed`."""
+        with _as_schema_errors():
+            count: int = self._matcher.validate_tokens(token_ids)
+        return count
 
     def accept(self, token_id: int) -> None:
         """See `Constraint.accept`.

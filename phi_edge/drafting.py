@@ -1,10 +1,11 @@
 """Several tokens a decode step, where a text repeats itself or a constraint leaves no choice.
 
-Where a schema leaves one token at a time, as in the names and the punctuation of JSON, these are
-a draft. Else what followed the last tokens when they came before, in the prompt or the completion,
-is a draft of what follows now: prompt lookup. (Saxena, "Prompt Lookup Decoding", 2023,
-https://github.com/apoorvumang/prompt-lookup-decoding) The decoder checks a whole draft in one
-step, which on a CPU costs little more than one token, since its weights are read once.
+Where a schema leaves one token at a time, as in the names and the punctuation of JSON, these are a
+draft. Else it is prompt lookup: what followed the last tokens when they came before, in the prompt
+or the completion, is a draft of what follows now, as far as the schema allows it. (Saxena, "Prompt
+Lookup Decoding", 2023, https://github.com/apoorvumang/prompt-lookup-decoding) The decoder checks a
+whole draft in one step, which on a CPU costs less than as many steps, since its weights are read
+once.
 
 Nothing is ever taken from a draft: each token is chosen from the model's logits as without one,
 and where it is not the draft's, the rest of the draft is dropped. For a draft that is certain of
@@ -20,9 +21,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from phi_edge.engine import Logits, Run
+from phi_edge.sampling import Constraint
 
 DRAFT_TOKENS = 16
 
@@ -124,7 +126,7 @@ class DraftingRun:
         run: Run,
         max_tokens: int,
         draft_tokens: int,
-        forced: Callable[[], list[int]] = list,
+        constraint: Constraint | None = None,
     ) -> None:
         """Go on from a run.
 
@@ -132,7 +134,8 @@ class DraftingRun:
             run: It must not be used until `close`.
             max_tokens: Most tokens of the completion.
             draft_tokens: Most tokens of a draft.
-            forced: Gives the next tokens, as far as a constraint leaves no choice.
+            constraint: What the completion is bound to; it has accepted each token that is
+                appended.
         """
         self.num_tokens = run.num_tokens
         self.num_steps = 0
@@ -141,7 +144,7 @@ class DraftingRun:
         self._run = run
         self._lookup = PromptLookup(run.input_ids.tolist(), draft_tokens)
         self._draft_tokens = draft_tokens
-        self._forced = forced
+        self._constraint = constraint
         self._draft: list[int] = []
         self._is_lookup = False  # where the draft is from
         self._logits: Logits = run.logits[None]
@@ -167,13 +170,20 @@ class DraftingRun:
     def _step(self, token_id: int) -> None:
         self.close()
         room = max(0, self._most_tokens - self.num_tokens - 1)
-        draft = self._forced()[: min(room, self._draft_tokens)]
-        self._is_lookup = not draft
-        if self._is_lookup:
-            draft = self._lookup.draft()[:room]
+        draft = self._make_draft()[: min(room, self._draft_tokens)]
         self._logits = self._run.verify([token_id, *draft])
         self._draft = draft[: len(self._logits) - 1]
         self.num_steps += 1
+
+    def _make_draft(self) -> list[int]:
+        forced = self._constraint.forced() if self._constraint else []
+        self._is_lookup = not forced
+        if forced:
+            return forced
+        draft = self._lookup.draft()
+        if draft and self._constraint:
+            draft = draft[: self._constraint.count_allowed(draft)]
+        return draft
 
     def close(self) -> None:
         """Take back from the run what was guessed wrong."""

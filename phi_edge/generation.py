@@ -11,7 +11,7 @@ import numpy as np
 
 from phi_edge.drafting import DRAFT_TOKENS, DraftingRun
 from phi_edge.engine import Logits, Run, check_cancelled
-from phi_edge.sampling import Sampler
+from phi_edge.sampling import Constraint, Sampler
 from phi_edge.text import Detokenizer
 
 FinishReason = Literal["stop", "length"]
@@ -93,13 +93,14 @@ class Generation:
         self._num_logprobs = num_logprobs
 
     @property
+    def constraint(self) -> Constraint | None:
+        """What the sampler is bound to."""
+        return self._sampler.constraint
+
+    @property
     def num_left(self) -> int:
         """Most tokens that may follow."""
         return self._max_tokens - len(self.token_ids)
-
-    def forced(self) -> list[int]:
-        """The next tokens, as far as a constraint leaves no choice."""
-        return self._sampler.forced()
 
     def add(self, logits: Logits) -> GenerationEvent:
         """Choose the next token from its logits, float32 [vocab_size]."""
@@ -193,7 +194,7 @@ def _decode(
     draft_tokens: int = DRAFT_TOKENS,
 ) -> Iterator[GenerationEvent]:
     """Go on with one completion, whose tokens the run has."""
-    ahead = DraftingRun(run, completion.num_left, draft_tokens, completion.forced)
+    ahead = DraftingRun(run, completion.num_left, draft_tokens, completion.constraint)
     logits = ahead.logits
     try:
         while True:

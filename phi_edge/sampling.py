@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +21,9 @@ class Constraint(Protocol):
     def forced(self) -> list[int]:
         """The next tokens, as far as each is the only one allowed after those before it."""
 
+    def count_allowed(self, token_ids: Sequence[int]) -> int:
+        """How many of these tokens, from the first, are allowed one after the other."""
+
     def accept(self, token_id: int) -> None:
         """Go on with the token that was chosen."""
 
@@ -30,6 +33,9 @@ class Sampler:
 
     Penalties and biases change the logits first, then the constraint drops tokens, and the token
     is drawn from what is left.
+
+    Attributes:
+        constraint: Tokens that may come; all may when None.
     """
 
     def __init__(
@@ -72,7 +78,7 @@ class Sampler:
         self._presence_penalty = presence_penalty
         self._frequency_penalty = frequency_penalty
         self._logit_bias = dict(logit_bias or {})
-        self._constraint = constraint
+        self.constraint = constraint
         self._counts: Counter[int] = Counter()
 
     def __call__(self, logits: Logits) -> int:
@@ -81,13 +87,9 @@ class Sampler:
         is_greedy = self._temperature == 0 or self._top_k == 1
         token_id = int(adjusted.argmax()) if is_greedy else self._draw(adjusted)
         self._counts[token_id] += 1
-        if self._constraint:
-            self._constraint.accept(token_id)
+        if self.constraint:
+            self.constraint.accept(token_id)
         return token_id
-
-    def forced(self) -> list[int]:
-        """The next tokens, as far as they are the same whatever the logits are."""
-        return self._constraint.forced() if self._constraint else []
 
     def _adjust(self, logits: Logits) -> Logits:
         adjusted: Logits = logits.copy()
@@ -96,8 +98,8 @@ class Sampler:
         # The formula of OpenAI's API reference.
         for token_id, count in self._counts.items():
             adjusted[token_id] -= self._presence_penalty + self._frequency_penalty * count
-        if self._constraint:
-            adjusted[~self._constraint.allowed()] = -np.inf
+        if self.constraint:
+            adjusted[~self.constraint.allowed()] = -np.inf
         return adjusted
 
     def _draw(self, logits: Logits) -> int:

@@ -195,8 +195,9 @@ def test_what_a_schema_forces_takes_no_steps_of_its_own(
     info = tiny.manifest.model
     grammar = JsonGrammar(tiny.tokenizer, info.vocab_size, info.eos_token_ids)
     prompt = tiny.encode_prompt("<|user|>\nAnswer as JSON.<|end|>\n<|assistant|>\n")
-    # No repeats: what is drafted is forced.
-    monkeypatch.setattr(PromptLookup, "draft", lambda _: [])
+    # What prompt lookup drafts is in no JSON, so that what is checked is what is forced.
+    not_json = tiny.tokenizer.token_to_id("<|user|>")
+    monkeypatch.setattr(PromptLookup, "draft", lambda _: [not_json])
     steps: list[int] = []
     verify = OrtRun.verify
 

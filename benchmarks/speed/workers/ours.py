@@ -111,8 +111,7 @@ class Ours:
         draft_tokens: int,
     ) -> float:
         run.rewind(prompt.num_tokens)
-        forced = constraint.forced if constraint else list
-        ahead = DraftingRun(run, len(token_ids) + 1, draft_tokens, forced)
+        ahead = DraftingRun(run, len(token_ids) + 1, draft_tokens, constraint)
         start = time.perf_counter()
         for token_id in token_ids:
             if constraint:
