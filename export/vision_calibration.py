@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from phi_edge import package
 from phi_edge.image import CROP_SIZE
 from phi_edge.prompt import Prompt
-from phi_edge.session import engine_errors
+from phi_edge.session import engine_errors, vision_feeds
 
 from .checkpoint import Checkpoint
 from .journal import Journal
@@ -59,10 +58,7 @@ def judge_vision(
     seen: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in outputs}
     with open_graph(graph, journal) as session, engine_errors("running the vision tower"):
         for crops in images:
-            feeds = {
-                package.PIXEL_VALUES: crops.pixel_values[None, :_NUM_CROPS],
-                package.IMAGE_SIZES: np.array([[CROP_SIZE, CROP_SIZE]], np.int64),
-            }
+            feeds = vision_feeds(crops.pixel_values[:_NUM_CROPS], (CROP_SIZE, CROP_SIZE))
             inputs = session.run([f"{name}.input" for name in outputs], feeds)
             for name, rows in zip(outputs, inputs, strict=True):
                 seen[name].append(rows.reshape(-1, rows.shape[-1]))

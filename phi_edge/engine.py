@@ -13,6 +13,10 @@ from phi_edge.errors import ContextLengthError, GenerationCancelled, PromptError
 from phi_edge.image import ImageCrops
 from phi_edge.package import ModelInfo
 
+# Tokens of a chunk of a prompt on a CPU: they keep the activations in its cache, and a chunk reads
+# the whole key/value cache of earlier ones.
+CPU_CHUNK_SIZE = 256
+
 Logits = npt.NDArray[np.float32]
 Features = npt.NDArray[np.float32]
 # Keys or values of one layer, [kv_heads, num_tokens, head_size], in the cache's own type.

@@ -15,6 +15,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from phi_edge.engine import CPU_CHUNK_SIZE
 from phi_edge.errors import MemoryLimitError
 from phi_edge.image import CROP_SIZE, count_tokens
 from phi_edge.package import VISION, Manifest, ModelInfo, weights_file
@@ -23,13 +24,13 @@ from phi_edge.package import VISION, Manifest, ModelInfo, weights_file
 _BASE_BYTES = 92_000_000
 # Weights are packed anew for the kernels, with some padding; the file's pages are let go.
 _BYTES_PER_WEIGHTS_BYTE = 1.07
-# Activations of a chunk of a prompt, 256 tokens, by the width of the decoder.
+# Activations of a chunk of a prompt, by the width of the decoder.
 _BYTES_PER_HIDDEN_UNIT = 20_000
 # Over an int8 cache, a chunk takes its scores in each head for every token of the sequence, and the
 # keys and values of these as floating-point numbers; ONNX Runtime's arena, which grows in steps,
 # half as much again. This is an upper bound: in sequences of more than 8,192 tokens the cache is
 # read as it is.
-_SCORE_BYTES = 256 * 4
+_SCORE_BYTES = CPU_CHUNK_SIZE * 4
 _ARENA_SLACK = 1.5
 # A crop's pixels and activations. The latter grow with the vision tower's width, which the
 # manifest does not tell; as the weights grow with its square, their root stands for it.

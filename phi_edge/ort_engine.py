@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from phi_edge import package
 from phi_edge.engine import (
+    CPU_CHUNK_SIZE,
     Features,
     Logits,
     Rows,
@@ -37,9 +38,8 @@ from phi_edge.session import (
 
 logger = logging.getLogger(__name__)
 
-# Prefill runs in chunks. On a CPU, 256 rows keep the activations in its cache, and a chunk reads
-# the whole cache of earlier ones; a GPU wants more rows at once.
-_CHUNK_SIZES = {"cpu": 256, "cuda": 1024, "dml": 1024}
+# Prefill runs in chunks; a GPU wants more rows at once.
+_CHUNK_SIZES = {"cpu": CPU_CHUNK_SIZE, "cuda": 1024, "dml": 1024}
 
 # From so many tokens on, the weights of a prefill graph are faster than the decoder's: it has twice
 # the bytes to read, and needs less than two thirds of the time for each token.

@@ -225,14 +225,21 @@ def open_session(
     return session
 
 
+def vision_feeds(
+    pixel_values: npt.NDArray[np.float32], image_size: tuple[int, int]
+) -> dict[str, npt.NDArray[np.generic]]:
+    """Inputs of the vision graph for one image; see `ImageCrops`."""
+    return {
+        package.PIXEL_VALUES: pixel_values[None],
+        package.IMAGE_SIZES: np.array([image_size], np.int64),
+    }
+
+
 def encode_image(
     vision: Any, crops: ImageCrops, cancel: threading.Event | None = None
 ) -> npt.NDArray[np.float32]:
     """Image features of one image, from a session with the vision graph."""
-    feeds = {
-        package.PIXEL_VALUES: crops.pixel_values[None],
-        package.IMAGE_SIZES: np.array([crops.image_size], np.int64),
-    }
+    feeds = vision_feeds(crops.pixel_values, crops.image_size)
     with run_options("encoding an image", cancel) as options:
         if vision.get_providers()[0] == PROVIDERS["cpu"].ort_name:
             # Activations of 17 crops take 0.7 GB, which the answer can use better.
