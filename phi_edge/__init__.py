@@ -22,15 +22,17 @@ from phi_edge.errors import (
     ProviderError,
     SamplesError,
 )
-from phi_edge.generation import GenerationEvent
+from phi_edge.generation import Answer, Generation, GenerationEvent, TokenUsage
 from phi_edge.image import ImageCrops
 from phi_edge.loaded_model import Model
 from phi_edge.loading import load_model
-from phi_edge.prompt import Prompt
+from phi_edge.options import GenerationOptions
+from phi_edge.prompt import Prompt, chat_text
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "CalibrationError",
     "CancelToken",
     "ChatCompletionsClient",
@@ -38,8 +40,10 @@ __all__ = [
     "CheckpointNotFoundError",
     "ContextLengthError",
     "EngineError",
+    "Generation",
     "GenerationCancelled",
     "GenerationEvent",
+    "GenerationOptions",
     "HttpResponseError",
     "ImageCrops",
     "ImageError",
@@ -53,7 +57,9 @@ __all__ = [
     "PromptError",
     "ProviderError",
     "SamplesError",
+    "TokenUsage",
     "__version__",
+    "chat_text",
     "load_client",
     "load_model",
 ]

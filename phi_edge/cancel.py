@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 
 class CancelToken(threading.Event):
@@ -44,3 +45,14 @@ class CancelToken(threading.Event):
         finally:
             with self._lock:
                 self._stops.remove(stop)
+
+
+def close(iterator: Iterator[Any], cancel: threading.Event) -> None:
+    """End an iterator, whose work looks at `cancel`.
+
+    Where another thread is in the middle of it, that one brings it to its end.
+    """
+    cancel.set()
+    if close_generator := getattr(iterator, "close", None):
+        with suppress(ValueError):  # a generator that is running
+            close_generator()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from phi_edge.api.conversation import ImagePolicy, SystemRole
+from typing_extensions import TypedDict
+
 from phi_edge.api.request import parse_request
-from phi_edge.api.safety import ContentFilter
-from phi_edge.api.service import ChatService
-from phi_edge.cancel import CancelToken
+from phi_edge.api.service import ChatService, ServiceOptions
+from phi_edge.cancel import CancelToken, close
 from phi_edge.json_view import to_json
 from phi_edge.loaded_model import Model
-from phi_edge.loading import load_model
+from phi_edge.loading import LoadOptions, load_model
 from phi_edge.models import (
     ChatCompletions,
     ChatCompletionsNamedToolChoice,
@@ -25,15 +25,47 @@ from phi_edge.models import (
     ModelInfo,
     StreamingChatCompletionsUpdate,
 )
-from phi_edge.providers import AUTO
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
 Messages = Sequence[ChatRequestMessage | Mapping[str, Any]]
 ResponseFormat = Literal["text", "json_object"] | JsonSchemaFormat | Mapping[str, Any]
 ToolChoice = str | ChatCompletionsToolChoicePreset | ChatCompletionsNamedToolChoice
 Tools = Sequence[ChatCompletionsToolDefinition | Mapping[str, Any]]
+# A package folder, or what is loaded already.
+ModelSource = str | Path | Model | ChatService
+
+
+class CompleteDefaults(TypedDict, total=False):
+    """Arguments of `complete` that a client may have for all calls.
+
+    `model_extras` holds what the Azure AI model inference API does not define, such as `logprobs`
+    or `top_k`.
+    """
+
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    temperature: float | None
+    top_p: float | None
+    max_tokens: int | None
+    response_format: ResponseFormat | None
+    stop: str | Sequence[str] | None
+    tools: Tools | None
+    tool_choice: ToolChoice | None
+    seed: int | None
+    model_extras: Mapping[str, Any] | None
+
+
+class CompleteArguments(CompleteDefaults, total=False):
+    """Arguments of `complete` besides the body and `stream`."""
+
+    messages: Messages
+    model: str | None
+
+
+class ClientOptions(LoadOptions, ServiceOptions, CompleteDefaults, total=False):
+    """Arguments of a client besides the model: of `load_model`, `ChatService` and `complete`."""
 
 
 class StreamingChatCompletions:
@@ -57,8 +89,7 @@ class StreamingChatCompletions:
 
     def close(self) -> None:
         """End the work; nothing more comes."""
-        self._cancel.set()
-        self._updates = iter(())
+        close(self._updates, self._cancel)
 
 
 class ChatCompletionsClient:
@@ -70,48 +101,32 @@ class ChatCompletionsClient:
 
     def __init__(
         self,
-        model: str | Path | Model | ChatService | None = None,
-        *,
-        provider: str = AUTO,
-        num_threads: int | None = None,
-        image_policy: ImagePolicy = "last",
-        system_role: SystemRole = "user",
-        content_filters: Sequence[ContentFilter] = (),
-        allowed_image_hosts: Collection[str] = (),
-        **defaults: Any,
+        model: ModelSource | None = None,
+        **options: Unpack[ClientOptions],
     ) -> None:
         """Load a model, or take one that is loaded.
 
         Args:
             model: A package folder, a loaded model, or a service; the bundled phi-edge-tiny
                 when None. What is loaded here is closed with the client.
-            provider: See `load_model`.
-            num_threads: See `load_model`.
-            image_policy: See `ChatService`, as the next three.
-            system_role: What system messages become.
-            content_filters: Checked on every prompt and completion.
-            allowed_image_hosts: Hosts from which image URLs may be fetched.
-            defaults: Arguments of `complete` for the calls that do not have them.
+            options: See `ClientOptions`.
 
         Raises:
-            TypeError: `complete` has no such argument.
+            TypeError: There is no such argument, or it is of no use for a `model` of this kind.
             PackageError, ProviderError, EngineError: See `load_model`.
         """
-        _make_body(defaults)
-        self._defaults = defaults
+        loading, serving, self._defaults = split_options(model, options)
         self._owned: Model | None = None
         if isinstance(model, ChatService):
             self.service = model
             return
         if not isinstance(model, Model):
-            model = self._owned = load_model(model, provider=provider, num_threads=num_threads)
-        self.service = ChatService(
-            model,
-            image_policy=image_policy,
-            system_role=system_role,
-            content_filters=content_filters,
-            allowed_image_hosts=allowed_image_hosts,
-        )
+            model = self._owned = load_model(model, **loading)
+        try:
+            self.service = ChatService(model, **serving)
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -133,20 +148,8 @@ class ChatCompletionsClient:
         self,
         body: Mapping[str, Any] | None = None,
         *,
-        messages: Messages = ...,
         stream: Literal[False] | None = None,
-        frequency_penalty: float | None = None,
-        presence_penalty: float | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        max_tokens: int | None = None,
-        response_format: ResponseFormat | None = None,
-        stop: str | Sequence[str] | None = None,
-        tools: Tools | None = None,
-        tool_choice: ToolChoice | None = None,
-        seed: int | None = None,
-        model: str | None = None,
-        model_extras: Mapping[str, Any] | None = None,
+        **arguments: Unpack[CompleteArguments],
     ) -> ChatCompletions: ...
 
     @overload
@@ -155,19 +158,31 @@ class ChatCompletionsClient:
         body: Mapping[str, Any] | None = None,
         *,
         stream: Literal[True],
-        **arguments: Any,
+        **arguments: Unpack[CompleteArguments],
     ) -> StreamingChatCompletions: ...
 
+    @overload
     def complete(
-        self, body: Mapping[str, Any] | None = None, **arguments: Any
+        self,
+        body: Mapping[str, Any] | None = None,
+        *,
+        stream: bool | None,
+        **arguments: Unpack[CompleteArguments],
+    ) -> ChatCompletions | StreamingChatCompletions: ...
+
+    def complete(
+        self,
+        body: Mapping[str, Any] | None = None,
+        *,
+        stream: bool | None = None,
+        **arguments: Unpack[CompleteArguments],
     ) -> ChatCompletions | StreamingChatCompletions:
         """Answer a conversation.
 
         Args:
             body: The whole request as the API's JSON, instead of the keywords.
-            arguments: Fields of the request: `messages`, `stream`, `temperature`, `max_tokens`
-                and so on; `model_extras` holds those that the Azure AI model inference API
-                does not define, such as `logprobs`.
+            stream: Give the answer in chunks, as they come.
+            arguments: Fields of the request; see `CompleteArguments`.
 
         Returns:
             The answer, or its chunks with `stream=True`.
@@ -176,17 +191,26 @@ class ChatCompletionsClient:
             HttpResponseError: The request cannot be answered; it says why.
             TypeError: There is no such argument.
         """
-        return self.send(self.make_body(body, **arguments), CancelToken())
+        return self.send(self.make_body(body, arguments, stream=stream), CancelToken())
 
-    def make_body(self, body: Mapping[str, Any] | None = None, **arguments: Any) -> dict[str, Any]:
+    def make_body(
+        self,
+        body: Mapping[str, Any] | None,
+        arguments: CompleteArguments,
+        *,
+        stream: bool | None,
+    ) -> dict[str, Any]:
         """The request that `complete` would answer, as the API's JSON."""
+        streaming = {} if stream is None else {"stream": stream}
         if body is not None:
-            if arguments.keys() - {"stream"}:
+            if arguments:
                 raise TypeError("complete takes a body or keywords, not both")
-            return {**body, **arguments}
-        given = {name: value for name, value in arguments.items() if value is not None}
+            return {**body, **streaming}
+        given: dict[str, Any] = {
+            name: value for name, value in arguments.items() if value is not None
+        }
         extras = {**self._defaults.get("model_extras", {}), **given.get("model_extras", {})}
-        return _make_body({**self._defaults, **given, "model_extras": extras})
+        return _make_body({**self._defaults, **given, "model_extras": extras}) | streaming
 
     def send(
         self, body: Mapping[str, Any], cancel: threading.Event
@@ -203,21 +227,38 @@ class ChatCompletionsClient:
         return ChatCompletions(dict(self.service.complete(request, cancel)))
 
 
-_ARGUMENTS = frozenset(
-    {"messages", "stream", "frequency_penalty", "presence_penalty", "temperature", "top_p"}
-    | {"max_tokens", "response_format", "stop", "tools", "tool_choice", "seed", "model"}
-)
+def split_options(
+    model: ModelSource | None, options: Mapping[str, Any]
+) -> tuple[LoadOptions, ServiceOptions, dict[str, Any]]:
+    """What `load_model` and `ChatService` get of a client's options, and defaults of `complete`.
+
+    Raises:
+        TypeError: One is unknown, or comes too late for a model that is loaded already.
+    """
+    rest: dict[str, Any] = dict(options)
+    loading = {name: rest.pop(name) for name in LoadOptions.__optional_keys__ & rest.keys()}
+    serving = {name: rest.pop(name) for name in ServiceOptions.__optional_keys__ & rest.keys()}
+    _check_names(rest)
+    late = dict(loading if isinstance(model, Model | ChatService) else {})
+    late |= serving if isinstance(model, ChatService) else {}
+    if late:
+        raise TypeError(f"the model is loaded already, without {', '.join(sorted(late))}")
+    return loading, serving, rest  # type: ignore[return-value]
 
 
-def _make_body(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `complete` as the API's JSON."""
-    fields = dict(arguments)
-    extras = fields.pop("model_extras", None) or {}
-    if unknown := fields.keys() - _ARGUMENTS:
+def _check_names(arguments: Mapping[str, Any]) -> None:
+    if unknown := arguments.keys() - CompleteArguments.__optional_keys__:
         raise TypeError(
             f"complete has no argument {', '.join(sorted(unknown))}; what the Azure AI model "
             "inference API does not define goes into model_extras"
         )
+
+
+def _make_body(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `complete` as the API's JSON."""
+    _check_names(arguments)
+    fields = dict(arguments)
+    extras = fields.pop("model_extras", None) or {}
     response_format = fields.get("response_format")
     if isinstance(response_format, JsonSchemaFormat):
         fields["response_format"] = {"type": "json_schema", "json_schema": response_format}
@@ -227,12 +268,7 @@ def _make_body(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_client(
-    model: str | Path | Model | ChatService | None = None, **arguments: Any
+    model: ModelSource | None = None, **options: Unpack[ClientOptions]
 ) -> ChatCompletionsClient:
-    """The client for a model; there is one kind.
-
-    Args:
-        model: See `ChatCompletionsClient`.
-        arguments: See `ChatCompletionsClient`.
-    """
-    return ChatCompletionsClient(model, **arguments)
+    """Make the client for a model; there is one kind. See `ChatCompletionsClient`."""
+    return ChatCompletionsClient(model, **options)

@@ -1,4 +1,4 @@
-"""Completions that have to be JSON: which tokens may come next, from llguidance."""
+"""Which tokens may come next: constraints, and those of JSON schemas, from llguidance."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # As `json.dumps` writes it, which is what models have mostly seen.
 _FORMAT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -32,8 +35,32 @@ MAX_DIVISOR = 10_000
 _MAX_MESSAGE_CHARACTERS = 500
 
 
+@runtime_checkable
+class Constraint(Protocol):
+    """Says which tokens may come next."""
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """Bool [vocab_size]; at least one is true."""
+
+    def forced(self) -> list[int]:
+        """The next tokens, as far as each is the only one allowed after those before it."""
+
+    def count_allowed(self, token_ids: Sequence[int]) -> int:
+        """How many of these tokens, from the first, are allowed one after the other."""
+
+    def accept(self, token_id: int) -> None:
+        """Go on with the token that was chosen."""
+
+    def copy(self) -> Self:
+        """Another one that goes on from here."""
+
+
 class SchemaError(ValueError):
     """A schema is invalid, too large, or cannot be guaranteed."""
+
+    def __init__(self, problem: str) -> None:
+        """Say what is wrong with "it", the schema."""
+        super().__init__(f"the schema cannot be used: {problem}")
 
 
 class JsonGrammar:
@@ -128,7 +155,7 @@ def _as_schema_errors() -> Iterator[None]:
 
 
 class JsonConstraint:
-    """A `phi_edge.sampling.Constraint`; allows end tokens where the JSON is complete."""
+    """A `Constraint`; allows end tokens where the JSON is complete."""
 
     def __init__(self, matcher: Any, vocab_size: int) -> None:
         self._matcher = matcher

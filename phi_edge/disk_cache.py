@@ -72,7 +72,7 @@ class DiskCache:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
         self._max_bytes = max_bytes
-        self._original_context_length = manifest.model.original_context_length
+        self._model = manifest.model
         self._binding = {
             "package": manifest.digest,
             "provider": provider,
@@ -117,7 +117,7 @@ class DiskCache:
             if self._count_common(file, prompt) < num_common:
                 return None  # it was replaced since
             rows = (part[:, :num_common] for part in file.arrays())
-            run = engine.restore(ids, known_features, rows, is_long=self._is_long(prompt))
+            run = engine.restore(ids, known_features, rows, self._rope_limit(prompt))
             file.check()
             return run
 
@@ -126,7 +126,7 @@ class DiskCache:
     def save_run(self, prompt: Prompt, run: Run) -> None:
         """Keep the keys and values of a prompt that a run began with, if it pays."""
         num_new = prompt.num_tokens - self._find(prompt)[1]
-        is_changed = self._is_long(run) != self._is_long(prompt)
+        is_changed = self._rope_limit(run) != self._rope_limit(prompt)
         if (
             prompt.num_tokens < _MIN_TOKENS
             or num_new <= _MIN_NEW_PART * prompt.num_tokens
@@ -155,14 +155,14 @@ class DiskCache:
         facts = file.facts
         ids = np.array(facts["input_ids"], np.int64)
         is_other = any(facts[name] != value for name, value in self._binding.items())
-        if is_other or self._is_long(Prompt(ids)) != self._is_long(prompt):
+        if is_other or self._rope_limit(Prompt(ids)) != self._rope_limit(prompt):
             return 0
         images = [_SavedImage(bytes.fromhex(sha256), size) for sha256, size in facts["images"]]
         return count_common_tokens(ids, images, prompt.input_ids, prompt.images)
 
-    def _is_long(self, sequence: Prompt | Run) -> bool:
-        """Whether a sequence has the long RoPE factors, and so other keys."""
-        return sequence.num_tokens > self._original_context_length
+    def _rope_limit(self, sequence: Prompt | Run) -> int:
+        """What tells the RoPE factors of a sequence, and so its keys."""
+        return self._model.rope_limit(sequence.num_tokens)
 
     def _path(self, facts: Mapping[str, Any], suffix: str) -> Path:
         return self._folder / f"{self._prefix}-{_digest(facts)}{suffix}"

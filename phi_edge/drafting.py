@@ -23,8 +23,8 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from phi_edge.constraint import Constraint
 from phi_edge.engine import Logits, Run
-from phi_edge.sampling import Constraint
 
 DRAFT_TOKENS = 16
 
@@ -157,7 +157,7 @@ class DraftingRun:
         return row
 
     def append(self, token_id: int) -> Logits:
-        """Add one token and give the new logits; see `Run.append`."""
+        """Add one token and give the new logits, float32 [vocab_size]."""
         self._lookup.add(token_id)
         is_right = self._num_right < len(self._draft) and self._draft[self._num_right] == token_id
         if is_right:
@@ -169,10 +169,9 @@ class DraftingRun:
 
     def _step(self, token_id: int) -> None:
         self.close()
-        room = max(0, self._most_tokens - self.num_tokens - 1)
-        draft = self._make_draft()[: min(room, self._draft_tokens)]
-        self._logits = self._run.verify([token_id, *draft])
-        self._draft = draft[: len(self._logits) - 1]
+        room = min(self._most_tokens - self.num_tokens, self._run.room) - 1
+        self._draft = self._make_draft()[: max(0, min(room, self._draft_tokens))]
+        self._logits = self._run.append([token_id, *self._draft])
         self.num_steps += 1
 
     def _make_draft(self) -> list[int]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ import numpy.typing as npt
 from phi_edge.errors import ContextLengthError, GenerationCancelled, PromptError
 from phi_edge.image import ImageCrops
 from phi_edge.package import ModelInfo
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Tokens of a chunk of a prompt on a CPU: they keep the activations in its cache, and a chunk reads
 # the whole key/value cache of earlier ones.
@@ -52,7 +55,17 @@ class Batch(Protocol):
 
 
 class Run(Protocol):
-    """One sequence, with the keys and values of its tokens cached."""
+    """One sequence, with the keys and values of its tokens cached.
+
+    At the end of a `with` block it goes back to where it came from, and is not to be used again.
+    """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *args: object) -> None: ...
+
+    def lend(self, take_back: Callable[[Run], None]) -> Self:
+        """Give the run itself, which goes to `take_back` at the end of the next `with` block."""
 
     @property
     def input_ids(self) -> npt.NDArray[np.int64]:
@@ -77,27 +90,29 @@ class Run(Protocol):
     def logits(self) -> Logits:
         """float32 [vocab_size]: scores of the token after the last one."""
 
-    def append(self, token_id: int) -> Logits:
-        """Add one token (a decode step) and give the new logits.
+    @property
+    def room(self) -> int:
+        """Most tokens that the next `append` takes; 0 when the context is full.
 
-        Raises:
-            ContextLengthError: The context is full; the sequence stays as it was.
+        A step has room for as many as the engine runs at once, up to where the RoPE factors
+        change. The one token that passes this point costs a prefill of the whole sequence.
         """
 
-    def verify(self, token_ids: Sequence[int]) -> Logits:
-        """Add one token, and with it, in the same step, guesses of those that follow.
+    def append(self, token_ids: int | Sequence[int]) -> Logits:
+        """Add one token (a decode step), or several in the same step.
 
-        Guesses for which there is no room are left out, and so are those that would have the
-        whole sequence prefilled again. `rewind` takes back what was guessed wrong.
-
-        Args:
-            token_ids: The token, then the guesses.
+        Several are one that was chosen and guesses of those that follow; `rewind` takes back what
+        was guessed wrong.
 
         Returns:
-            float32 [num_added, vocab_size]: the logits after each token that was added.
+            Logits after each token: float32 [vocab_size] for a token, [num_tokens, vocab_size] for
+            a list.
 
         Raises:
-            ContextLengthError: As for `append`.
+            PromptError: A token is outside the vocabulary.
+            ContextLengthError: The context has not so much room.
+            ValueError: A step has not so much `room`, or there is no token. After any of these
+                errors the sequence is as it was.
         """
 
     def extend(
@@ -122,6 +137,25 @@ class Run(Protocol):
         Raises:
             ValueError: So many tokens are not cached.
         """
+
+
+class Lent:
+    """What makes a `Run` go back where it came from, for engines to inherit."""
+
+    _take_back: Callable[[Any], None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        take_back, self._take_back = self._take_back, None
+        if take_back is not None:
+            take_back(self)
+
+    def lend(self, take_back: Callable[[Any], None]) -> Self:
+        """See `Run.lend`."""
+        self._take_back = take_back
+        return self
 
 
 class Engine(Protocol):
@@ -159,8 +193,7 @@ class Engine(Protocol):
         input_ids: npt.NDArray[np.int64],
         image_features: Features,
         rows: Iterable[Rows],
-        *,
-        is_long: bool,
+        rope_limit: int,
     ) -> Run:
         """A run with the keys and values that `Run.rows` gave, to be extended.
 
@@ -168,8 +201,8 @@ class Engine(Protocol):
             input_ids: int64 [num_tokens], the tokens that the rows belong to.
             image_features: As in `start`.
             rows: All that `Run.rows` gave, in its order.
-            is_long: Whether the run that they are of was longer than
-                `original_context_length`; a sequence on the other side is prefilled again.
+            rope_limit: `ModelInfo.rope_limit` of the run that they are of; a sequence that has
+                another is prefilled again.
 
         Raises:
             PromptError, ContextLengthError: As in `start`.
@@ -208,15 +241,19 @@ def check_tokens(
         )
 
 
-def check_next(model: ModelInfo, num_tokens: int, token_ids: Sequence[int]) -> None:
-    """Check tokens that follow a sequence `num_tokens` long; see `Run.verify`."""
-    for token_id in token_ids:
+def check_step(model: ModelInfo, run: Run, token_ids: int | Sequence[int]) -> list[int]:
+    """Check tokens that are to follow a sequence, and give them as a list; see `Run.append`."""
+    step: list[int] = np.atleast_1d(token_ids).tolist()
+    for token_id in step:
         if not 0 <= token_id < model.vocab_size:
             raise PromptError(
                 f"token id {token_id} is outside the vocabulary of {model.vocab_size}"
             )
-    if num_tokens == model.context_length:
-        raise ContextLengthError(num_tokens + 1, model.context_length)
+    if run.num_tokens + len(step) > model.context_length:
+        raise ContextLengthError(run.num_tokens + len(step), model.context_length)
+    if not 1 <= len(step) <= run.room:
+        raise ValueError(f"a step takes 1 to {run.room} tokens here, not {len(step)}")
+    return step
 
 
 def check_rewind(num_tokens: int, length: int) -> None:

@@ -23,11 +23,12 @@ import numpy.typing as npt
 from phi_edge import package
 from phi_edge.engine import (
     Features,
+    Lent,
     Logits,
     Rows,
     check_cancelled,
-    check_next,
     check_rewind,
+    check_step,
     check_tokens,
 )
 from phi_edge.errors import EngineError, ProviderError
@@ -116,8 +117,7 @@ class GenaiEngine:
         input_ids: npt.NDArray[np.int64],
         image_features: Features,
         rows: Iterable[Rows],
-        *,
-        is_long: bool,
+        rope_limit: int,
     ) -> GenaiRun:
         """Not to be had."""
         raise EngineError(_NO_ROWS)
@@ -128,11 +128,11 @@ class GenaiEngine:
         self.__dict__.pop("_vision", None)
 
 
-class GenaiRun:
+class GenaiRun(Lent):
     """One sequence on onnxruntime-genai; a `phi_edge.engine.Run`.
 
     onnxruntime-genai cannot rewind this model, add images to a sequence, or enlarge a cache, and
-    keeps the short RoPE factors' keys past `original_context_length`. In these cases the whole
+    keeps a sequence's keys where its RoPE factors change. In these cases the whole
     sequence is prefilled again, so the result is right and takes longer.
     """
 
@@ -175,16 +175,16 @@ class GenaiRun:
             self._prefill()
         return self._current_logits()
 
-    def append(self, token_id: int) -> Logits:
-        """See `Run.append`."""
-        check_next(self._model, len(self._ids), [token_id])
-        self._ids.append(token_id)
-        self._prefill()
-        return self._current_logits()
+    @property
+    def room(self) -> int:
+        """See `Run.room`; onnxruntime-genai gives the logits of one token a step."""
+        return min(1, self._model.context_length - len(self._ids))
 
-    def verify(self, token_ids: Sequence[int]) -> Logits:
-        """See `Run.verify`; every guess is left out."""
-        return self.append(token_ids[0])[None]
+    def append(self, token_ids: int | Sequence[int]) -> Logits:
+        """See `Run.append`."""
+        self._ids += check_step(self._model, self, token_ids)
+        self._prefill()
+        return self._current_logits().reshape(*np.shape(token_ids), -1)
 
     def extend(
         self,
@@ -234,26 +234,28 @@ class GenaiRun:
     def _prefill(self) -> None:
         """Run every token that is not cached."""
         self._logits = None
-        boundary = self._model.original_context_length
-        if self._num_cached <= boundary < len(self._ids) or len(self._ids) > self._capacity:
+        rope_limit = self._model.rope_limit(len(self._ids))
+        if len(self._ids) > self._capacity or self._model.rope_limit(self._num_cached) < rope_limit:
             self._drop()
         try:
             with engine_errors("running onnxruntime-genai"):
                 while self._num_cached < len(self._ids):
                     check_cancelled(self._cancel)
-                    self._run_chunk(is_long=len(self._ids) > boundary)
+                    self._run_chunk(rope_limit)
                 self._logits = np.array(self._generator.get_logits()[0, -1], np.float32)
         except EngineError:
             self._drop()  # nobody knows what is in the cache now
             raise
 
-    def _run_chunk(self, *, is_long: bool) -> None:
+    def _run_chunk(self, rope_limit: int) -> None:
         start, stop = self._num_cached, self._num_cached + _CHUNK_SIZE
         if self._generator is None:
-            # Image slots take their features all at once. Nor can a long sequence be cut: its
-            # first tokens would be taken for those of a short one.
+            # Image slots take their features all at once. Nor can a sequence be cut whose first
+            # tokens alone would have other RoPE factors.
             slots = [place for place, token_id in enumerate(self._ids) if token_id < 0]
-            stop = len(self._ids) if is_long else max(stop, slots[-1] + 1 if slots else 0)
+            stop = max(stop, slots[-1] + 1 if slots else 0)
+            if self._model.rope_limit(stop) < rope_limit:
+                stop = len(self._ids)
             self._generator = self._new_generator(self._ids[:stop])
         else:
             self._generator.append_tokens(np.array(self._ids[start:stop], np.int32))

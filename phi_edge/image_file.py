@@ -2,27 +2,102 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from phi_edge.errors import ImageError
 
 logger = logging.getLogger(__name__)
 
+# A path, the bytes of an image file, a decoded image, or uint8 [height, width (, 3 or 4)].
+ImageSource = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
+
 MAX_PIXELS_VARIABLE = "PHI_EDGE_MAX_IMAGE_PIXELS"
 # 201 MB as RGB. Pillow itself opens none with more than twice its `Image.MAX_IMAGE_PIXELS`.
 _DEFAULT_MAX_PIXELS = 2**26
+_PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
+_ADDRESS = re.compile(r"data:|\w+://")
+_MAX_SHOWN_CHARACTERS = 200
 # What errors call an image that is no file.
 _DATA = "the data"
 # Formats that images are exchanged in. Pillow reads more, some through programs of their own
 # (PostScript), and each is one more decoder for damaged data. HEIF is a plugin's.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000", "PPM", "ICO")
+
+
+def to_image(source: ImageSource) -> Image.Image:
+    """Make a Pillow image of whatever an image is given as.
+
+    Args:
+        source: A path or the bytes of a file, as in `open_image`; a Pillow image, which stays as it
+            is; or an array uint8 [height, width] of grey, or [height, width, 3 or 4] of RGB(A).
+
+    Raises:
+        ImageError: It is no image, damaged, or an array of another shape or type.
+        TypeError: It is none of these.
+    """
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, bytes):
+        return open_image(io.BytesIO(source))
+    if isinstance(source, str) and _ADDRESS.match(source):
+        raise ImageError(f"{source[:40]!r} is an address, and nothing is fetched: give a file")
+    if isinstance(source, str | Path):
+        return open_image(Path(source))
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    raise TypeError(
+        "an image is a path, bytes, a Pillow image or a NumPy array, not "
+        f"{type(source).__module__}.{type(source).__qualname__}"
+    )
+
+
+def _from_array(array: npt.NDArray[Any]) -> Image.Image:
+    has_shape = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if array.dtype != np.uint8 or not has_shape or not array.size:
+        raise ImageError(
+            f"the array is {array.dtype} {list(array.shape)}, and an image is uint8 "
+            "[height, width], [height, width, 3] or [height, width, 4], with values from 0 to 255"
+        )
+    return Image.fromarray(array)
+
+
+def to_file(source: ImageSource, image_format: str | None = None) -> tuple[bytes, str]:
+    """Make an image file of whatever an image is given as, and tell its media type.
+
+    Files stay as they are; anything else becomes PNG.
+
+    Args:
+        source: As in `to_image`.
+        image_format: That of a file, "jpeg" for example; its header tells when None.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ImageError: It is no image, where that was looked at.
+        TypeError: As in `to_image`.
+    """
+    if isinstance(source, bytes | str | Path):
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        if image_format is not None:
+            return content, f"image/{image_format}"
+        kind = read_header(io.BytesIO(content)).format or ""
+        return content, Image.MIME.get(kind, f"image/{kind.lower()}")
+    image = to_image(source)
+    if image.mode not in _PNG_MODES:
+        image = image.convert("RGB")
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue(), Image.MIME["PNG"]
 
 
 def open_image(source: Path | BinaryIO) -> Image.Image:
@@ -43,6 +118,10 @@ def open_image(source: Path | BinaryIO) -> Image.Image:
     if not isinstance(source, Path):
         return decode_image(read_header(source))
     name = str(source)
+    if len(name) > _MAX_SHOWN_CHARACTERS:
+        name = f"{name[:_MAX_SHOWN_CHARACTERS]}..."
+    if "\0" in name:
+        raise ImageError(f"{name!r} cannot be read: a path has no null characters")
     try:
         with source.open("rb") as file:
             return decode_image(read_header(file, name), name)

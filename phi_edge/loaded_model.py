@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,28 +16,23 @@ from phi_edge import image as image_processing
 from phi_edge import package
 from phi_edge import prompt as prompts
 from phi_edge.budget import MemoryBudget
-from phi_edge.caches import FeatureCache, PrefixCache
+from phi_edge.constraint import Constraint, JsonGrammar
 from phi_edge.disk_cache import DiskCache
-from phi_edge.drafting import DRAFT_TOKENS
-from phi_edge.engine import Engine, Features, Run, check_cancelled
-from phi_edge.errors import EngineError
-from phi_edge.generation import GenerationEvent, Limits, generate_events
+from phi_edge.engine import Engine, Features, Run
+from phi_edge.generation import Answer, Completion, Events, Generation, decode
 from phi_edge.image import ImageCrops
+from phi_edge.image_file import ImageSource, to_image
 from phi_edge.machine import Calibration, load_calibration, most_crops
-from phi_edge.prompt import Prompt
+from phi_edge.options import GenerationOptions
+from phi_edge.prompt import Prompt, chat_text, image_tags, plain_text
+from phi_edge.run_pool import PREFIX_CACHE_BYTES, RunPool
 from phi_edge.sampling import Sampler
 from phi_edge.text import Detokenizer
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
-
-logger = logging.getLogger(__name__)
-
-# Sixteen crops give 29 MB of features.
-_FEATURE_CACHE_BYTES = 256 * 2**20
-# In float32, a conversation takes 0.8 MB a token.
-PREFIX_CACHE_BYTES = 2 * 2**30
+    from phi_edge.options import OptionFields
 
 
 class Model:
@@ -62,11 +57,8 @@ class Model:
     ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
-        self._engine: Engine | None = engine
-        self._features = FeatureCache(_FEATURE_CACHE_BYTES)
-        self._prefixes = PrefixCache(prefix_cache_bytes)
-        self._disk = disk_cache
         self._budget = MemoryBudget(manifest, max_ram_bytes)
+        self._runs = RunPool(engine, self._budget, prefix_cache_bytes, disk_cache)
         self._provider, self._num_threads = provider, num_threads
 
     def __enter__(self) -> Self:
@@ -77,16 +69,7 @@ class Model:
 
     def close(self) -> None:
         """Free the graphs and their memory."""
-        self._features.clear()
-        self._prefixes.clear()
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
-
-    def _open_engine(self) -> Engine:
-        if self._engine is None:
-            raise EngineError("the model is closed: load it again")
-        return self._engine
+        self._runs.close()
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -158,23 +141,12 @@ class Model:
         Raises:
             GenerationCancelled: `cancel` was set.
         """
-        features = self._features.get(crops)
-        if features is not None:
-            return features
-        if self._disk is not None:
-            features = self._disk.load_features(crops)
-        if features is None:
-            features = self._open_engine().encode_image(crops, cancel)
-            if self._disk is not None:
-                self._disk.save_features(crops, features)
-        features.setflags(write=False)
-        self._features.put(crops, features)
-        return features
+        return self._runs.encode_image(crops, cancel)
 
     def encode_prompt(
         self,
         text: str,
-        images: Sequence[Image.Image | ImageCrops] = (),
+        images: Sequence[ImageSource | ImageCrops] = (),
         num_crops: int | None = None,
         max_ttft_ms: float | None = None,
     ) -> Prompt:
@@ -182,7 +154,9 @@ class Model:
 
         Args:
             text: As `phi_edge.prompt.chat_text` makes it, with a tag `<|image_k|>` an image.
-            images: The images that the tags name, in the order of their numbers.
+            images: The images that the tags name, in the order of their numbers. Each is a path,
+                the bytes of an image file, a Pillow image, an array uint8 [height, width] or
+                [height, width, 3 or 4], or what `preprocess` gave.
             num_crops: As in `preprocess`, for images that are not cut yet.
             max_ttft_ms: Lowers `num_crops` until the first token is predicted to come within so
                 many milliseconds; see `fit_crops`.
@@ -192,13 +166,14 @@ class Model:
             PromptError: Tags and images do not match.
             ImageError: An image cannot be decoded or laid out.
         """
-        uncut = [image for image in images if not isinstance(image, ImageCrops)]
+        opened = _open_images(images)
+        uncut = [image for image in opened if not isinstance(image, ImageCrops)]
         if max_ttft_ms is not None and uncut:
             limits = [num_crops] * len(uncut)
             num_crops = self.fit_crops(uncut, max_ttft_ms, text=text, num_crops=limits)
         crops = [
             image if isinstance(image, ImageCrops) else self.preprocess(image, num_crops)
-            for image in images
+            for image in opened
         ]
         return prompts.encode_prompt(self.tokenizer, text, crops)
 
@@ -214,30 +189,26 @@ class Model:
         """
         self._budget.check(prompt, max_tokens)
 
-    def count_rows(self, prompt: Prompt, max_tokens: int | None, num_choices: int) -> int:
-        """How many completions of a prompt are decoded at once, as memory allows.
-
-        Args:
-            prompt: From `encode_prompt`.
-            max_tokens: Most tokens of a completion; as many as the context holds when None.
-            num_choices: Completions that are wanted.
-        """
-        return self._budget.count_rows(prompt, max_tokens, num_choices)
-
     def start(
         self,
         prompt: Prompt,
         cancel: threading.Event | None = None,
         max_tokens: int | None = None,
-        num_rows: int = 1,
+        batch_size: int = 1,
     ) -> Run:
-        """Prefill a prompt, or what an earlier run that was kept does not have of it.
+        """Prefill a prompt, or what earlier ones that began alike have not left of it.
+
+        The run is yours. In a `with` block, it is kept for later prompts at the end of the block:
+
+            with model.start(prompt) as run:
+                token_id = int(run.logits.argmax())
+                logits = run.append(token_id)
 
         Args:
             prompt: From `encode_prompt`.
             cancel: Setting it, from another thread, stops the work; see `CancelToken`.
             max_tokens: Tokens that the run may grow by; see `check_memory`.
-            num_rows: Sequences that it may be forked into; see `count_rows`.
+            batch_size: Sequences that it may be forked into.
 
         Raises:
             MemoryLimitError: See `check_memory`.
@@ -245,133 +216,154 @@ class Model:
             ContextLengthError: The prompt is longer than the context.
             GenerationCancelled: `cancel` was set.
         """
-        engine = self._open_engine()
         self.check_memory(prompt, max_tokens)
-        run = self._prefixes.take(prompt)
-        room = self._budget.room(prompt, max_tokens, num_rows)
-        if room is not None:  # what is kept goes as far as the request needs its memory
-            self._prefixes.shrink(room - self._features.shrink(room))
-        try:
-            rows = self._encode_images(prompt, cancel)
-        except BaseException:
-            if run is not None:
-                self._prefixes.put(prompt, run)
-            raise
-        if run is None and self._disk is not None:
-            run = self._disk.load_run(prompt, rows, engine)
-        if run is None:
-            return engine.start(prompt.input_ids, rows, cancel)
-        ids = prompt.input_ids[run.num_tokens :]
-        num_known = np.count_nonzero(prompt.input_ids[: run.num_tokens] < 0)
-        logger.info("%d of %d prompt tokens are cached", run.num_tokens, prompt.num_tokens)
-        try:
-            run.extend(ids, rows[num_known:], cancel)
-        except BaseException:
-            self.keep(prompt, run)
-            raise
-        return run
-
-    def _encode_images(self, prompt: Prompt, cancel: threading.Event | None) -> Features:
-        features = [np.empty((0, self.manifest.model.hidden_size), np.float32)]
-        for crops in prompt.images:
-            check_cancelled(cancel)
-            features.append(self.encode_image(crops, cancel))
-        return np.concatenate(features)
-
-    def keep(self, prompt: Prompt, run: Run) -> None:
-        """Keep a run that `start` gave for prompts that begin alike; it must not be used again.
-
-        Of one that was cancelled, what is whole is kept; of one that failed, nothing.
-        """
-        if run.num_cached:
-            run.rewind(run.num_cached)
-        # A rewound run may have nothing of use: at the change of the RoPE factors, for example.
-        if self._engine is None or not run.num_cached:
-            return
-        if self._disk is not None and run.num_tokens >= prompt.num_tokens:
-            self._disk.save_run(prompt, run)
-        self._prefixes.put(prompt, run)
+        return self._runs.start(prompt, cancel, max_tokens, batch_size)
 
     def generate(
         self,
         prompt: Prompt,
+        options: GenerationOptions | None = None,
         *,
-        max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int | None = None,
-        seed: int | None = None,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
-        logit_bias: Mapping[int, float] | None = None,
-        stop: str | Sequence[str] = (),
-        num_logprobs: int | None = None,
-        draft_tokens: int = DRAFT_TOKENS,
         cancel: threading.Event | None = None,
-    ) -> Iterator[GenerationEvent]:
-        """Generate a completion, token by token.
+        **fields: Unpack[OptionFields],
+    ) -> Generation:
+        """Generate completions of a prompt, token by token.
 
         Args:
             prompt: From `encode_prompt`.
-            max_tokens: Most tokens to generate; as many as the context holds when None.
-            temperature: 0 for greedy; see `Sampler` for this and the next six.
-            top_p: Probability mass to keep.
-            top_k: Most likely tokens to keep; all when None.
-            seed: Makes the draws repeatable.
-            presence_penalty: Against tokens that the completion has.
-            frequency_penalty: The same, each time.
-            logit_bias: Token id -> what is added to its logit.
-            stop: Texts that end the completion and are not part of it.
-            num_logprobs: Give log probabilities with each event, of the token and of this many
-                of the most likely ones.
-            draft_tokens: Where the text repeats itself, guess up to this many tokens ahead and
-                check them in one step; 0 for never. It changes the speed, and the answer no more
-                than rounding does; see `drafting`.
+            options: How.
             cancel: Setting it, from another thread, stops the work; see `CancelToken`.
+            fields: Fields of `GenerationOptions`, in place of those of `options`.
 
         Returns:
-            Events as the tokens come; the last has a finish reason.
+            Events, made as they are asked for; the last of each completion has a finish reason.
 
         Raises:
-            ValueError: A parameter is out of its range.
-            PromptError, ContextLengthError, MemoryLimitError, GenerationCancelled: As in `start`,
-                when the first event is asked for.
+            ValueError: An option is out of its range, or the schema cannot be used.
+            TypeError: There is no such option.
+            MemoryLimitError: See `check_memory`.
+            PromptError, ContextLengthError, GenerationCancelled: As in `start`, when the first
+                event is asked for.
         """
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
-        if draft_tokens < 0:
-            raise ValueError(f"draft_tokens must be at least 0, not {draft_tokens}")
-        sampler = Sampler(
-            temperature,
-            top_p,
-            top_k,
-            seed,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            logit_bias=logit_bias,
-        )
-        detokenizer = Detokenizer(self.tokenizer, (stop,) if isinstance(stop, str) else stop)
-        limits = self.limits(max_tokens, prompt)
-        options = num_logprobs, cancel, draft_tokens
-        return self._events(prompt, sampler, detokenizer, limits, *options)
+        options = (options or GenerationOptions()).replace(**fields)
+        self.check_memory(prompt, options.max_tokens)
+        completions = self._begin(prompt, options)
+        events = self._decode(prompt, completions, options, cancel)
+        return Generation(prompt.num_tokens, completions, events)
 
-    def _events(
+    def _begin(self, prompt: Prompt, options: GenerationOptions) -> list[Completion]:
+        """Completions that have no tokens yet."""
+        model = self.manifest.model
+        if max(options.logit_bias, default=0) >= model.vocab_size:
+            raise ValueError(f"logit_bias: token ids end at {model.vocab_size - 1}")
+        constraint = self._constrain(options)
+        # The last token is chosen, and never appended.
+        max_tokens = self._budget.max_length(prompt, None) - prompt.num_tokens + 1
+        if options.max_tokens is not None:
+            max_tokens = min(max_tokens, options.max_tokens)
+        return [
+            Completion(
+                index,
+                Sampler(
+                    options,
+                    index=index,
+                    prompt_ids=prompt.input_ids,
+                    constraint=constraint and constraint.copy(),
+                ),
+                Detokenizer(self.tokenizer, options.stop_strings),
+                model.eos_token_ids,
+                max_tokens,
+                options.num_logprobs,
+            )
+            for index in range(options.n)
+        ]
+
+    def _constrain(self, options: GenerationOptions) -> Constraint | None:
+        if options.json_schema is not None:
+            return self._grammar.constrain(options.json_schema)
+        return options.constraint
+
+    @cached_property
+    def _grammar(self) -> JsonGrammar:
+        model = self.manifest.model
+        return JsonGrammar(self.tokenizer, model.vocab_size, model.eos_token_ids)
+
+    def _decode(
         self,
         prompt: Prompt,
-        sampler: Sampler,
-        detokenizer: Detokenizer,
-        limits: Limits,
-        num_logprobs: int | None,
+        completions: Sequence[Completion],
+        options: GenerationOptions,
         cancel: threading.Event | None,
-        draft_tokens: int,
-    ) -> Iterator[GenerationEvent]:
-        run = self.start(prompt, cancel, limits.max_tokens)
-        options = num_logprobs, cancel, draft_tokens
-        try:
-            yield from generate_events(run, sampler, detokenizer, limits, *options)
-        finally:
-            self.keep(prompt, run)
+    ) -> Events:
+        batch_size = self._budget.batch_size(prompt, options.max_tokens, options.n)
+        with self.start(prompt, cancel, options.max_tokens, batch_size) as run:
+            yield from decode(run, completions, batch_size, options.draft_tokens, cancel)
 
-    def limits(self, max_tokens: int | None, prompt: Prompt) -> Limits:
-        """What ends a completion of a prompt; the end of the memory does as that of the context."""
-        return self._budget.limits(prompt, max_tokens)
+    def stream(
+        self,
+        text: str,
+        images: Sequence[ImageSource | ImageCrops] = (),
+        options: GenerationOptions | None = None,
+        *,
+        num_crops: int | None = None,
+        max_ttft_ms: float | None = None,
+        cancel: threading.Event | None = None,
+        **fields: Unpack[OptionFields],
+    ) -> Generation:
+        """Ask a question about images, or without any, and get the answer token by token.
+
+        Args:
+            text: The question; special tokens in it are ordinary text.
+            images: As in `encode_prompt`; they come before the question.
+            options: As in `generate`.
+            num_crops: As in `preprocess`.
+            max_ttft_ms: As in `encode_prompt`.
+            cancel: As in `generate`.
+            fields: As in `generate`.
+
+        Returns:
+            As in `generate`.
+
+        Raises:
+            As in `encode_prompt` and `generate`.
+        """
+        opened = _open_images(images)
+        question = image_tags(len(opened)) + plain_text(self.tokenizer, text)
+        turns = chat_text([("user", question)])
+        prompt = self.encode_prompt(turns, opened, num_crops, max_ttft_ms)
+        return self.generate(prompt, options, cancel=cancel, **fields)
+
+    def ask(
+        self,
+        text: str,
+        images: Sequence[ImageSource | ImageCrops] = (),
+        options: GenerationOptions | None = None,
+        *,
+        num_crops: int | None = None,
+        max_ttft_ms: float | None = None,
+        cancel: threading.Event | None = None,
+        **fields: Unpack[OptionFields],
+    ) -> Answer:
+        """Ask a question about images, or without any; see `stream`.
+
+            print(model.ask("Which bar is the tallest?", images=["chart.png"]))
+
+        Raises:
+            ValueError: More than one answer is asked for; `stream` gives several.
+            As in `stream`.
+        """
+        options = (options or GenerationOptions()).replace(**fields)
+        if options.n != 1:
+            raise ValueError(f"ask gives one answer, not {options.n}: `stream` gives several")
+        generation = self.stream(
+            text, images, options, num_crops=num_crops, max_ttft_ms=max_ttft_ms, cancel=cancel
+        )
+        return generation.answer()
+
+
+def _open_images(
+    images: Sequence[ImageSource | ImageCrops],
+) -> list[Image.Image | ImageCrops]:
+    if isinstance(images, str | bytes | Path | Image.Image | np.ndarray):
+        raise TypeError("images is a list, of one image too: images=[image]")
+    return [each if isinstance(each, ImageCrops) else to_image(each) for each in images]

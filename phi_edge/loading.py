@@ -6,20 +6,35 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tokenizers import Tokenizer
+from typing_extensions import TypedDict
 
 from phi_edge import package
 from phi_edge.disk_cache import DiskCache
 from phi_edge.engine import Engine
 from phi_edge.errors import PackageError
 from phi_edge.genai_engine import GenaiEngine
-from phi_edge.loaded_model import PREFIX_CACHE_BYTES, Model
+from phi_edge.loaded_model import Model
 from phi_edge.needs import check_needs, predict_needs
 from phi_edge.ort_engine import OrtEngine
 from phi_edge.providers import AUTO, resolve_provider
+from phi_edge.run_pool import PREFIX_CACHE_BYTES
 
 # A small model of the same architecture, for trying things out; see its README.md.
 BUNDLED_MODEL = Path(__file__).parent / "phi-edge-tiny"
 ENGINES = ("onnxruntime", "genai")
+
+
+class LoadOptions(TypedDict, total=False):
+    """Arguments of `load_model` besides the path, as keywords of what loads a model."""
+
+    provider: str
+    provider_options: Mapping[str, object] | None
+    engine: str
+    num_threads: int | None
+    prefix_cache_bytes: int
+    disk_cache: str | Path | None
+    max_ram_mb: int | None
+    verify: bool
 
 
 def load_model(

@@ -9,9 +9,9 @@ from __future__ import annotations
 import base64
 import json
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phi_edge.image_file import ImageSource, to_file
 from phi_edge.json_view import Field, JsonView, each, member_of, read_time
 
 if TYPE_CHECKING:
@@ -123,22 +123,25 @@ class ImageUrl(JsonView):
     def load(
         cls,
         *,
-        image_file: str | Path,
-        image_format: str,
+        image_file: ImageSource,
+        image_format: str | None = None,
         detail: str | ImageDetailLevel | None = None,
     ) -> Self:
-        """Make a data URL of an image file.
+        """Make a data URL of an image.
 
         Args:
-            image_file: Path of the file.
-            image_format: "jpeg" or "png", for example.
+            image_file: Path or bytes of a file, a Pillow image, or an array uint8 [height, width]
+                or [height, width, 3 or 4].
+            image_format: That of a file, "jpeg" or "png" for example; its header tells when None.
             detail: How closely to look.
 
         Raises:
             FileNotFoundError: There is no such file.
+            ImageError: It is no image.
         """
-        content = base64.b64encode(Path(image_file).read_bytes()).decode()
-        return cls(url=f"data:image/{image_format};base64,{content}", detail=detail)
+        content, media_type = to_file(image_file, image_format)
+        encoded = base64.b64encode(content).decode()
+        return cls(url=f"data:{media_type};base64,{encoded}", detail=detail)
 
 
 class ContentItem(JsonView):

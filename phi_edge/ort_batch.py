@@ -46,9 +46,7 @@ class OrtBatch:
     @property
     def max_tokens(self) -> int:
         """See `Batch.max_tokens`."""
-        model = self._engine.model
-        is_long = self._num_tokens > model.original_context_length
-        return model.context_length if is_long else model.original_context_length
+        return self._engine.model.rope_limit(self._num_tokens)
 
     def append(self, token_ids: Sequence[int]) -> Logits:
         """See `Batch.append`."""

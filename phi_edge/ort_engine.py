@@ -16,11 +16,12 @@ from phi_edge import package
 from phi_edge.engine import (
     CPU_CHUNK_SIZE,
     Features,
+    Lent,
     Logits,
     Rows,
     check_cancelled,
-    check_next,
     check_rewind,
+    check_step,
     check_tokens,
 )
 from phi_edge.errors import GenerationCancelled
@@ -131,13 +132,12 @@ class OrtEngine:
         input_ids: npt.NDArray[np.int64],
         image_features: Features,
         rows: Iterable[Rows],
-        *,
-        is_long: bool,
+        rope_limit: int,
     ) -> OrtRun:
         """See `Engine.restore`."""
         check_tokens(self.model, len(input_ids), input_ids, image_features)
         run = OrtRun(self)
-        run.load_rows(input_ids, image_features, rows, is_long=is_long)
+        run.load_rows(input_ids, image_features, rows, rope_limit)
         return run
 
     def step(
@@ -209,7 +209,7 @@ class OrtEngine:
         self.__dict__.pop("_vision", None)
 
 
-class OrtRun:
+class OrtRun(Lent):
     """One sequence on ONNX Runtime; a `phi_edge.engine.Run`.
 
     The short and the long RoPE factors give different keys, so a sequence that passes
@@ -225,7 +225,8 @@ class OrtRun:
         self._image_features = np.empty((0, engine.model.hidden_size), engine.model.io_dtype)
         self._cancel: threading.Event | None = None
         self._num_cached = 0
-        self._cache_is_long = False
+        # Of the sequence whose keys are cached.
+        self._rope_limit = engine.model.rope_limit(0)
         self._logits_are_current = False
         self._cache = KeyValueCache(engine.model, engine.device, engine.device_id)
         self._decoder = engine.bind_decoder()
@@ -246,8 +247,8 @@ class OrtRun:
     @property
     def num_cached(self) -> int:
         """See `Run.num_cached`."""
-        is_long = len(self._ids) > self._model.original_context_length
-        return self._num_cached if is_long == self._cache_is_long else 0
+        has_same_factors = self._model.rope_limit(len(self._ids)) == self._rope_limit
+        return self._num_cached if has_same_factors else 0
 
     @property
     def num_bytes(self) -> int:
@@ -262,24 +263,21 @@ class OrtRun:
         logits: Logits = self._logits.last[0, 0].copy()
         return logits
 
-    def append(self, token_id: int) -> Logits:
-        """See `Run.append`."""
-        logits: Logits = self.verify([token_id])[0]
-        return logits
+    @property
+    def room(self) -> int:
+        """See `Run.room`."""
+        num_tokens, limit = len(self._ids), self._model.rope_limit(len(self._ids) + 1)
+        if self._num_cached < num_tokens or self._rope_limit != limit:
+            limit = min(limit, num_tokens + 1)  # all of it is run again
+        return min(limit - num_tokens, self._engine.chunk_size)
 
-    def verify(self, token_ids: Sequence[int]) -> Logits:
-        """See `Run.verify`."""
-        model, num_tokens = self._model, len(self._ids)
-        check_next(model, num_tokens, token_ids)
-        is_long = num_tokens + 1 > model.original_context_length
-        room = 1
-        if self._num_cached == num_tokens and self._cache_is_long == is_long:
-            end = model.context_length if is_long else model.original_context_length
-            room = min(end - num_tokens, self._engine.chunk_size)
-        self._ids += token_ids[:room]
-        num_earlier = len(self._ids) - num_tokens - 1
-        self.prefill(num_earlier)
-        return np.concatenate([self._logits.earlier[0], self._logits.last[0]])
+    def append(self, token_ids: int | Sequence[int]) -> Logits:
+        """See `Run.append`."""
+        step = check_step(self._model, self, token_ids)
+        self._ids += step
+        self.prefill(len(step) - 1)
+        logits = np.concatenate([self._logits.earlier[0], self._logits.last[0]])
+        return logits.reshape(*np.shape(token_ids), -1)
 
     def extend(
         self,
@@ -326,15 +324,14 @@ class OrtRun:
         input_ids: npt.NDArray[np.int64],
         image_features: Features,
         rows: Iterable[Rows],
-        *,
-        is_long: bool,
+        rope_limit: int,
     ) -> None:
         """Begin with tokens whose keys and values are known; see `Engine.restore`."""
         self._ids = input_ids.tolist()
         self._image_features = image_features.astype(self._model.io_dtype)
         self._cache.load_rows(rows, len(self._ids))
         self._bind_cache()
-        self._num_cached, self._cache_is_long = len(self._ids), is_long
+        self._num_cached, self._rope_limit = len(self._ids), rope_limit
 
     def prefill(self, num_earlier: int = 0) -> None:
         """Run every token that is not cached, in chunks, between which it can be cancelled.
@@ -345,15 +342,16 @@ class OrtRun:
         self._logits_are_current = False
         if num_earlier != self._logits.earlier.shape[1]:
             self._logits = self._engine.bind_logits(self._graphs, 1, num_earlier)
-        is_long = len(self._ids) > self._model.original_context_length
-        if is_long != self._cache_is_long:
+        rope_limit = self._model.rope_limit(len(self._ids))
+        if rope_limit != self._rope_limit:
             if self._num_cached:
                 logger.info(
-                    "the sequence has %d tokens now: prefilling it with the %s RoPE factors",
+                    "the sequence has %d tokens now: prefilling it with the RoPE factors of "
+                    "sequences of up to %d",
                     len(self._ids),
-                    "long" if is_long else "short",
+                    rope_limit,
                 )
-            self._num_cached, self._cache_is_long = 0, is_long
+            self._num_cached, self._rope_limit = 0, rope_limit
         # The last token is run even if its keys are there: it gives the logits.
         num_kept = min(self._num_cached, len(self._ids) - 1)
         self._num_cached = 0  # until the cache is there

@@ -99,6 +99,15 @@ class ModelInfo:
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
 
+    def rope_limit(self, num_tokens: int) -> int:
+        """Most tokens that a sequence of `num_tokens` can grow to and keep its RoPE factors.
+
+        Sequences with the same limit have the same factors. One that grows beyond its limit, or is
+        cut back below another's, has other keys for all of its tokens.
+        """
+        is_short = num_tokens <= self.original_context_length
+        return self.original_context_length if is_short else self.context_length
+
     @property
     def cache_bytes_per_token(self) -> int:
         """Bytes of key/value cache that one token takes."""

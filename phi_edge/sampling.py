@@ -1,38 +1,38 @@
-"""Choosing the next token."""
+"""Choosing the next token, and what the model thought of it.
+
+A vocabulary is never sorted as a whole to draw one token of it, as that takes ten times as long as
+all else: what is likely enough to matter is found first.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from phi_edge.constraint import Constraint
+from phi_edge.options import GenerationOptions
+
 Logits = npt.NDArray[np.float32]
+Weights = npt.NDArray[np.float64]
 
-
-class Constraint(Protocol):
-    """Says which tokens may come next."""
-
-    def allowed(self) -> npt.NDArray[np.bool_]:
-        """Bool [vocab_size]; at least one is true."""
-
-    def forced(self) -> list[int]:
-        """The next tokens, as far as each is the only one allowed after those before it."""
-
-    def count_allowed(self, token_ids: Sequence[int]) -> int:
-        """How many of these tokens, from the first, are allowed one after the other."""
-
-    def accept(self, token_id: int) -> None:
-        """Go on with the token that was chosen."""
+# Most likely tokens that are looked at first. Where they are too few, four times as many are.
+_HEAD_SIZE = 1024
+_HEAD_GROWTH = 4
+_GROUP_SIZE = 64
+# Bound on the relative error of a sum of exponentials in float32. An exponent is wrong by three
+# roundings of 6e-8 at most, and weighted by probabilities, exponents are ln(32,064) = 10.4 at most.
+_FLOAT32_ERROR = 2e-6
+# Below it, all tokens but the most likely ones have no weight anyway.
+_LEAST_TEMPERATURE = 1e-30
 
 
 class Sampler:
     """Chooses the tokens of one completion.
-
-    Penalties and biases change the logits first, then the constraint drops tokens, and the token
-    is drawn from what is left.
 
     Attributes:
         constraint: Tokens that may come; all may when None.
@@ -40,78 +40,193 @@ class Sampler:
 
     def __init__(
         self,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int | None = None,
-        seed: int | None = None,
+        options: GenerationOptions,
         *,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
-        logit_bias: Mapping[int, float] | None = None,
+        index: int = 0,
+        prompt_ids: npt.ArrayLike = (),
         constraint: Constraint | None = None,
     ) -> None:
         """Start a completion.
 
         Args:
-            temperature: 0 takes the most likely token; above, the logits are divided by it.
-            top_p: Keep the fewest most likely tokens whose probabilities add up to this.
-            top_k: Keep this many of the most likely tokens; None keeps all.
-            seed: Makes the draws repeatable.
-            presence_penalty: Taken once from the logit of each token that the completion has.
-            frequency_penalty: Taken from it as often as the completion has the token.
-            logit_bias: Token id -> what is added to its logit.
+            options: How tokens are chosen. Its constraint and schema are not looked at.
+            index: Which completion of the prompt it is.
+            prompt_ids: Token ids of the prompt; negative ids are image slots.
             constraint: Tokens that may come; all may when None.
-
-        Raises:
-            ValueError: A parameter is out of its range.
         """
-        if not 0 <= temperature < float("inf"):
-            raise ValueError(f"temperature must be at least 0, not {temperature}")
-        if not 0 < top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k must be at least 1, not {top_k}")
-        self._temperature = temperature
-        self._top_p = top_p
-        self._top_k = top_k
-        self._generator = np.random.default_rng(seed)
-        self._presence_penalty = presence_penalty
-        self._frequency_penalty = frequency_penalty
-        self._logit_bias = dict(logit_bias or {})
+        self._options = options
         self.constraint = constraint
+        # Any integer is a seed, and NumPy takes none that is negative.
+        seed = None if options.seed is None else (options.seed + index) % 2**63
+        self._generator = np.random.default_rng(seed)
+        prompt = np.asarray(() if options.repetition_penalty == 1 else prompt_ids, np.int64)
+        self._prompt_ids = np.unique(prompt[prompt >= 0])
+        self._bias_ids = np.array(list(options.logit_bias), np.int64)
+        self._biases = np.array(list(options.logit_bias.values()), np.float32)
         self._counts: Counter[int] = Counter()
 
     def __call__(self, logits: Logits) -> int:
         """Choose the next token from logits, float32 [vocab_size]."""
+        options = self._options
         adjusted = self._adjust(logits)
-        is_greedy = self._temperature == 0 or self._top_k == 1
-        token_id = int(adjusted.argmax()) if is_greedy else self._draw(adjusted)
+        if options.temperature == 0 or options.top_k == 1:
+            token_id = int(adjusted.argmax())
+        else:
+            token_id = draw(adjusted, self._generator.random(), options)
         self._counts[token_id] += 1
-        if self.constraint:
+        if self.constraint is not None:
             self.constraint.accept(token_id)
         return token_id
 
     def _adjust(self, logits: Logits) -> Logits:
+        """What tokens are chosen by; the logits themselves stay as they are."""
+        options = self._options
+        has_penalties = options.presence_penalty or options.frequency_penalty
+        is_changed = self._biases.size or options.repetition_penalty != 1 or has_penalties
+        if not is_changed and self.constraint is None:
+            return logits
         adjusted: Logits = logits.copy()
-        for token_id, bias in self._logit_bias.items():
-            adjusted[token_id] += bias
-        # The formula of OpenAI's API reference.
-        for token_id, count in self._counts.items():
-            adjusted[token_id] -= self._presence_penalty + self._frequency_penalty * count
-        if self.constraint:
+        completion_ids = np.fromiter(self._counts, np.int64, len(self._counts))
+        if options.repetition_penalty != 1:
+            seen = np.union1d(self._prompt_ids, completion_ids)
+            own, penalty = adjusted[seen], options.repetition_penalty
+            adjusted[seen] = np.where(own > 0, own / penalty, own * penalty)
+        adjusted[self._bias_ids] += self._biases
+        if has_penalties:
+            counts = np.fromiter(self._counts.values(), np.float64, len(self._counts))
+            penalties = options.presence_penalty + options.frequency_penalty * counts
+            adjusted[completion_ids] -= penalties.astype(np.float32)
+        if self.constraint is not None:
             adjusted[~self.constraint.allowed()] = -np.inf
         return adjusted
 
-    def _draw(self, logits: Logits) -> int:
-        # Most likely first; a stable sort, so that ties are broken alike everywhere.
-        order = np.argsort(-logits, kind="stable")[: self._top_k]
-        below = logits[order].astype(np.float64) - logits[order[0]]
-        with np.errstate(over="ignore"):  # a temperature of nearly 0
-            probabilities = np.exp(below / self._temperature)
-        probabilities /= probabilities.sum()
-        cumulative = probabilities.cumsum()
-        if self._top_p < 1:
-            kept = int(np.searchsorted(cumulative, self._top_p)) + 1
-            cumulative = cumulative[:kept]
-        drawn = self._generator.random() * cumulative[-1]
-        return int(order[np.searchsorted(cumulative, drawn, side="right")])
+
+def draw(logits: Logits, number: float, options: GenerationOptions) -> int:
+    """Draw a token as `temperature`, `top_k`, `top_p` and `min_p` say.
+
+    Tokens are thought of as sorted, the most likely first and equal ones by their ids, and the
+    number falls on one of them. Only as many are sorted as are needed to tell which.
+
+    Args:
+        logits: float32 [vocab_size].
+        number: From the uniform distribution on [0, 1).
+        options: The temperature is above 0.
+    """
+    size = min(options.top_k or _HEAD_SIZE, logits.size)
+    low, high = (0.0, 0.0) if options.top_k else _bound_total(logits, options.temperature)
+    place = None
+    while place is None:
+        head = _largest(logits, size)
+        weights = _weights(head, head[0], options.temperature)
+        is_whole = bool(options.top_k) or size == logits.size
+        if is_whole:
+            low = high = weights.sum()
+        find = partial(_find, weights, number=number, options=options, is_whole=is_whole)
+        place = find(low)
+        if low != high and place != find(high):  # so near an edge that every bit counts
+            low = high = _weights(logits, head[0], options.temperature).sum()
+            place = find(low)
+        size = min(_HEAD_GROWTH * size, logits.size)
+    equal = logits == head[place]
+    num_equal_before = place - int(np.searchsorted(-head, -head[place]))
+    return int(np.flatnonzero(equal)[num_equal_before] if num_equal_before else equal.argmax())
+
+
+def _largest(logits: Logits, count: int) -> Logits:
+    """The largest logits, in descending order."""
+    start = logits.size - count
+    largest = np.partition(logits, start)[start:] if start else logits.copy()
+    largest.sort()
+    return largest[::-1]
+
+
+def _bound_total(logits: Logits, temperature: float) -> tuple[float, float]:
+    """What the weights of all tokens come to, between two bounds.
+
+    It is computed in float32, which takes half the time and is nearly always enough to tell.
+    """
+    with np.errstate(over="ignore"):
+        exponents = (logits - logits.max()) / np.float32(max(temperature, _LEAST_TEMPERATURE))
+    total = float(np.exp(exponents, out=exponents).sum(dtype=np.float64))
+    return total * (1 - _FLOAT32_ERROR), total * (1 + _FLOAT32_ERROR)
+
+
+def _find(
+    weights: Weights, total: float, number: float, options: GenerationOptions, *, is_whole: bool
+) -> int | None:
+    """On which of the most likely tokens a number falls; None if these are too few to tell.
+
+    Args:
+        weights: Their weights, in descending order.
+        total: What the weights of all tokens come to.
+        number: As in `draw`.
+        options: As in `draw`.
+        is_whole: There are no others.
+    """
+    cumulative = (weights / total).cumsum()
+    kept = weights.size
+    if options.top_p < 1:
+        kept = min(kept, int(np.searchsorted(cumulative, options.top_p)) + 1)
+    if options.min_p > 0:
+        kept = min(kept, int(np.searchsorted(-weights, -options.min_p, side="right")))
+    end = cumulative[kept - 1]
+    if kept == weights.size and not is_whole:
+        if options.top_p < 1 or options.min_p > 0 or number >= end:
+            return None
+        end = np.float64(1)
+    drawn = min(number * end, np.nextafter(end, 0))
+    return int(np.searchsorted(cumulative[:kept], drawn, side="right"))
+
+
+def _weights(logits: Logits, largest: np.float32, temperature: float) -> Weights:
+    """Probabilities at a temperature, as parts of the largest one."""
+    below = logits.astype(np.float64) - largest
+    with np.errstate(over="ignore"):  # a temperature of nearly 0
+        return np.exp(below / temperature)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLogprobs:
+    """Log probabilities of one position, of the model's own distribution.
+
+    They are taken before temperature, penalties, biases and constraints.
+
+    Attributes:
+        logprob: That of the token that was chosen.
+        top: The most likely tokens with theirs, most likely first.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+def log_probabilities(logits: Logits, token_id: int, num_top: int) -> TokenLogprobs:
+    """Log probabilities of a token and of the most likely ones, right to 1e-6.
+
+    Args:
+        logits: float32 [vocab_size], as the model gives them.
+        token_id: The token.
+        num_top: How many of the most likely tokens.
+    """
+    largest = logits.max()
+    # In float32, as the logits themselves are no more precise.
+    below = logits - largest
+    normaliser = float(largest) + math.log(np.exp(below, out=below).sum())
+    tokens = (token_id, *_most_likely(logits, num_top))
+    logprob, *top = [float(logits[token]) - normaliser for token in tokens]
+    return TokenLogprobs(logprob, tuple(zip(tokens[1:], top, strict=True)))
+
+
+def _most_likely(logits: Logits, count: int) -> list[int]:
+    """The most likely tokens, equal ones by their ids."""
+    count = min(count, logits.size)
+    if count == 0:
+        return []
+    # The largest of groups tell which tokens are large enough, in a third of the time.
+    rows = min(_GROUP_SIZE, logits.size // count)
+    columns = logits.size // rows
+    largest = logits[: rows * columns].reshape(rows, columns).max(axis=0)
+    found = np.flatnonzero(logits >= np.partition(largest, columns - count)[columns - count])
+    order = np.argsort(-logits[found], kind="stable")[:count]
+    token_ids: list[int] = found[order].tolist()
+    return token_ids

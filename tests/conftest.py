@@ -7,7 +7,9 @@ A larger set of the same kind, with the real tokenizer, is read from `../shared`
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ from benchmarks.synthetic_checkpoint import write_tokenizer
 from export import Checkpoint, export_package
 from phi_edge.api.service import ChatService
 from phi_edge.image_file import open_image
+from phi_edge.ort_engine import OrtEngine
 from quantize import make_recipe
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -113,6 +116,35 @@ def model(compact_fp32: Path) -> Iterator[phi_edge.Model]:
     """The fp32 package of the compact checkpoint."""
     with phi_edge.load_model(compact_fp32) as model:
         yield model
+
+
+@pytest.fixture(scope="session")
+def engine(compact_fp32: Path, model: phi_edge.Model) -> OrtEngine:
+    """An engine of the same package: what it starts goes on from nothing."""
+    return OrtEngine(compact_fp32, model.manifest, "cpu")
+
+
+@pytest.fixture
+def own_engine(compact_fp32: Path, model: phi_edge.Model) -> OrtEngine:
+    """Another, in which a test may replace what it likes."""
+    return OrtEngine(compact_fp32, model.manifest, "cpu")
+
+
+@pytest.fixture
+def fresh(own_engine: OrtEngine, model: phi_edge.Model) -> Iterator[phi_edge.Model]:
+    """A model with nothing cached, on an engine that a test may change."""
+    with phi_edge.Model(model.manifest, model.tokenizer, own_engine) as fresh:
+        yield fresh
+
+
+def count_cached(
+    model: phi_edge.Model, prompt: phi_edge.Prompt, caplog: pytest.LogCaptureFixture
+) -> int:
+    """How many tokens of a prompt the model need not prefill; all of them are kept after that."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "phi_edge.run_pool"), model.start(prompt):
+        found = re.search(r"(\d+) of \d+ prompt tokens are cached", caplog.text)
+    return int(found[1]) if found else 0
 
 
 @pytest.fixture(scope="session")

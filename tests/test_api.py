@@ -21,6 +21,7 @@ from phi_edge.api.response import Chunk, Completion
 from phi_edge.api.routes import Request, Routes
 from phi_edge.api.safety import BlockList
 from phi_edge.api.service import ChatService
+from phi_edge.constraint import JsonConstraint, JsonGrammar
 from phi_edge.prompt import plain_text
 
 from .conftest import GoldenSet
@@ -533,10 +534,16 @@ def test_a_schema_that_turns_out_to_be_too_much(service: ChatService) -> None:
 def test_a_schema_is_compiled_once_for_all_choices(
     service: ChatService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    constrain = Mock(wraps=service._grammar.constrain)
-    monkeypatch.setattr(service._grammar, "constrain", constrain)
+    constrained: list[object] = []
+    constrain = JsonGrammar.constrain
+
+    def count(grammar: JsonGrammar, schema: dict[str, Any]) -> JsonConstraint:
+        constrained.append(schema)
+        return constrain(grammar, schema)
+
+    monkeypatch.setattr(JsonGrammar, "constrain", count)
     answer = complete(service, response_format={"type": "json_object"}, n=3, max_tokens=100)
-    constrain.assert_called_once()
+    assert len(constrained) == 1
     assert all(isinstance(json.loads(text(answer, index)), dict) for index in range(3))
 
 

@@ -14,9 +14,10 @@ from PIL import Image
 import phi_edge
 from phi_edge.caches import FeatureCache, PrefixCache, count_common_tokens
 from phi_edge.image import ImageCrops
+from phi_edge.ort_engine import OrtEngine
 from phi_edge.prompt import chat_text
 
-from .conftest import GoldenSet
+from .conftest import GoldenSet, count_cached
 
 ONE_IMAGE = "<|image_1|>\n"
 
@@ -37,17 +38,8 @@ def ask(model: phi_edge.Model, prompt: phi_edge.Prompt) -> list[int]:
     return [event.token_id for event in model.generate(prompt, max_tokens=6)]
 
 
-def num_prefilled(model: phi_edge.Model, prompt: phi_edge.Prompt) -> int:
-    """Tokens of the prompt that no earlier run had."""
-    run = model._prefixes.take(prompt)
-    assert run is not None
-    num_known = run.num_tokens
-    model.keep(prompt, run)
-    return prompt.num_tokens - num_known
-
-
 def test_a_second_question_about_an_image_prefills_only_itself(
-    caching: phi_edge.Model, model: phi_edge.Model, compact: GoldenSet
+    caching: phi_edge.Model, engine: OrtEngine, compact: GoldenSet, caplog: pytest.LogCaptureFixture
 ) -> None:
     image = compact.image("wide_90x60")
     questions = ("What is it?", "How many are there?")
@@ -56,31 +48,30 @@ def test_a_second_question_about_an_image_prefills_only_itself(
         for question in questions
     ]
     ask(caching, prompts[0])
-    assert num_prefilled(caching, prompts[1]) < 40
+    assert count_cached(caching, prompts[1], caplog) > prompts[1].num_tokens - 40
     run = caching.start(prompts[1])
-    fresh = model._open_engine().start(
-        prompts[1].input_ids, model.encode_image(prompts[1].images[0])
-    )
+    features = engine.encode_image(prompts[1].images[0])
+    fresh = engine.start(prompts[1].input_ids, features)
     np.testing.assert_array_equal(run.input_ids, fresh.input_ids)
     np.testing.assert_allclose(run.logits, fresh.logits, rtol=0, atol=2e-5)
 
 
-def test_the_next_turn_of_a_conversation(caching: phi_edge.Model) -> None:
+def test_the_next_turn_of_a_conversation(
+    caching: phi_edge.Model, fresh: phi_edge.Model, caplog: pytest.LogCaptureFixture
+) -> None:
     turns = [("user", "What is the sea? " * 20)]
     first = caching.encode_prompt(chat_text(turns))
     ask(caching, first)
     longer = [*turns, ("assistant", "Water."), ("user", "Why?")]
     second = caching.encode_prompt(chat_text(longer))
-    assert num_prefilled(caching, second) < second.num_tokens - 150
-    answer = ask(caching, second)
-    caching._prefixes.clear()
-    assert ask(caching, second) == answer
+    assert count_cached(caching, second, caplog) > 150
+    assert ask(caching, second) == ask(fresh, second)
 
 
-def test_the_same_prompt_again(caching: phi_edge.Model) -> None:
+def test_the_same_prompt_again(caching: phi_edge.Model, caplog: pytest.LogCaptureFixture) -> None:
     prompt = caching.encode_prompt(chat_text([("user", "What is the sea?")]))
     first = ask(caching, prompt)
-    assert num_prefilled(caching, prompt) == 0
+    assert count_cached(caching, prompt, caplog) == prompt.num_tokens
     assert ask(caching, prompt) == first
     one, other = caching.start(prompt), caching.start(prompt)
     np.testing.assert_allclose(one.logits, other.logits, rtol=0, atol=2e-5)
@@ -97,35 +88,38 @@ def test_a_run_has_one_user_at_a_time(caching: phi_edge.Model) -> None:
     assert tokens == expected
 
 
-def test_across_the_change_of_rope_factors(caching: phi_edge.Model, model: phi_edge.Model) -> None:
+def test_across_the_change_of_rope_factors(caching: phi_edge.Model, engine: OrtEngine) -> None:
     """What was cached with the short factors is of no use beyond 4,096 tokens, nor back."""
     short = caching.encode_prompt(chat_text([("user", "sea " * 1300)]))
     long = caching.encode_prompt(chat_text([("user", "sea " * 1400)]))
     assert short.num_tokens < 4096 < long.num_tokens
     for prompt in (short, long, short):
-        run = caching.start(prompt)
-        fresh = model._open_engine().start(prompt.input_ids, np.empty((0, 64), np.float32))
-        np.testing.assert_allclose(run.logits, fresh.logits, rtol=0, atol=2e-5)
-        caching.keep(prompt, run)
+        fresh = engine.start(prompt.input_ids, np.empty((0, 64), np.float32))
+        with caching.start(prompt) as run:
+            np.testing.assert_allclose(run.logits, fresh.logits, rtol=0, atol=2e-5)
 
 
-def test_two_conversations_are_kept(caching: phi_edge.Model) -> None:
+def test_two_conversations_are_kept(
+    caching: phi_edge.Model, caplog: pytest.LogCaptureFixture
+) -> None:
     prompts = [
         caching.encode_prompt(chat_text([("user", text * 30)])) for text in ("sea ", "land ")
     ]
     for prompt in prompts:
         ask(caching, prompt)
     for prompt in prompts:
-        assert num_prefilled(caching, prompt) == 0
+        assert count_cached(caching, prompt, caplog) == prompt.num_tokens
 
 
-def test_a_long_conversation_is_not_given_up_for_a_short_one(caching: phi_edge.Model) -> None:
+def test_a_long_conversation_is_not_given_up_for_a_short_one(
+    caching: phi_edge.Model, caplog: pytest.LogCaptureFixture
+) -> None:
     system = ("system", "Be brief.")
     long = caching.encode_prompt(chat_text([system, ("user", "sea " * 100)]))
     ask(caching, long)
     short = caching.encode_prompt(chat_text([system, ("user", "land")]))
-    assert caching._prefixes.take(short) is None
-    assert num_prefilled(caching, long) == 0
+    assert count_cached(caching, short, caplog) == 0
+    assert count_cached(caching, long, caplog) == long.num_tokens
 
 
 def test_memory_is_bounded(caching: phi_edge.Model) -> None:
@@ -234,6 +228,7 @@ def same_crops(model: phi_edge.Model) -> tuple[ImageCrops, ImageCrops]:
 )
 def test_what_one_user_asked_does_not_answer_another(
     compact_fp32: Path,
+    engine: OrtEngine,
     model: phi_edge.Model,
     tmp_path: Path,
     make: Callable[[phi_edge.Model], tuple[Asked, Asked]],
@@ -242,7 +237,6 @@ def test_what_one_user_asked_does_not_answer_another(
     first, second = (
         model.encode_prompt(chat_text(turns), images, num_crops=4) for images, turns in make(model)
     )
-    engine = model._open_engine()
     features = [np.empty((0, 64), np.float32), *map(engine.encode_image, second.images)]
     fresh = engine.start(second.input_ids, np.concatenate(features))
     with phi_edge.load_model(compact_fp32, disk_cache=tmp_path) as asked:
@@ -279,13 +273,16 @@ def test_common_tokens() -> None:
 
 
 def test_an_image_is_not_encoded_again(
-    caching: phi_edge.Model, compact: GoldenSet, monkeypatch: pytest.MonkeyPatch
+    fresh: phi_edge.Model,
+    own_engine: OrtEngine,
+    compact: GoldenSet,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    encode = Mock(wraps=caching._open_engine().encode_image)
-    monkeypatch.setattr(caching._engine, "encode_image", encode)
+    encode = Mock(wraps=own_engine.encode_image)
+    monkeypatch.setattr(own_engine, "encode_image", encode)
     for name in ("wide_90x60", "wide_90x60", "tall_50x170", "wide_90x60"):
-        prompt = caching.encode_prompt(
+        prompt = fresh.encode_prompt(
             chat_text([("user", ONE_IMAGE + "?")]), [compact.image(name)], num_crops=1
         )
-        ask(caching, prompt)
+        ask(fresh, prompt)
     assert encode.call_count == 2

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,21 +15,9 @@ from phi_edge import CancelToken, EngineError, GenerationCancelled, OutOfMemoryE
 from phi_edge import kv_cache as kv_caches
 from phi_edge.ort_engine import OrtEngine
 
+from .conftest import count_cached
 from .sessions import Intercepted, never_ending, once
 from .test_engine import EXACT, random_ids
-
-
-@pytest.fixture
-def fresh(compact_fp32: Path) -> Iterator[phi_edge.Model]:
-    """A model with nothing cached, whose sessions a test may replace."""
-    with phi_edge.load_model(compact_fp32) as model:
-        yield model
-
-
-def engine_of(model: phi_edge.Model) -> OrtEngine:
-    engine = model._open_engine()
-    assert isinstance(engine, OrtEngine)
-    return engine
 
 
 def tokens(model: phi_edge.Model, prompt: Prompt) -> list[int]:
@@ -59,9 +46,11 @@ def test_what_is_to_be_stopped_is_told_once_and_in_time() -> None:
     assert stopped == ["one", "two", "late"]
 
 
-def test_onnxruntime_ends_a_run_that_is_under_way(fresh: phi_edge.Model) -> None:
+def test_onnxruntime_ends_a_run_that_is_under_way(
+    fresh: phi_edge.Model, own_engine: OrtEngine
+) -> None:
     """One chunk of 4,000 tokens, with nothing faked but the moment of cancelling."""
-    engine, token = engine_of(fresh), CancelToken()
+    engine, token = own_engine, CancelToken()
     engine.chunk_size = 10_000
 
     def cancel_within(_options: Any, run: Callable[[], Any]) -> Any:
@@ -73,9 +62,11 @@ def test_onnxruntime_ends_a_run_that_is_under_way(fresh: phi_edge.Model) -> None
         fresh.start(Prompt(random_ids(4000)), token)
 
 
-def test_a_cancelled_chunk_is_run_again(fresh: phi_edge.Model, model: phi_edge.Model) -> None:
+def test_a_cancelled_chunk_is_run_again(
+    fresh: phi_edge.Model, own_engine: OrtEngine, model: phi_edge.Model
+) -> None:
     """The chunks before it are kept; what it has written is not taken for valid."""
-    engine, ids = engine_of(fresh), random_ids(400)
+    engine, ids = own_engine, random_ids(400)
     engine.decoder = session = Intercepted(engine.decoder)
     run = fresh.start(Prompt(ids[:100]))
     session.intercept = once(never_ending, num_before=1)
@@ -91,9 +82,12 @@ def test_a_cancelled_chunk_is_run_again(fresh: phi_edge.Model, model: phi_edge.M
 
 
 def test_a_cancelled_turn_leaves_the_conversation(
-    fresh: phi_edge.Model, model: phi_edge.Model
+    fresh: phi_edge.Model,
+    own_engine: OrtEngine,
+    model: phi_edge.Model,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    engine, ids = engine_of(fresh), random_ids(400)
+    engine, ids = own_engine, random_ids(400)
     engine.decoder = session = Intercepted(engine.decoder)
     assert tokens(fresh, Prompt(ids[:150]))
     session.intercept = once(never_ending)
@@ -101,17 +95,14 @@ def test_a_cancelled_turn_leaves_the_conversation(
     with pytest.raises(GenerationCancelled):
         fresh.start(Prompt(ids), token)
     timer.join()
-    kept = fresh._prefixes.take(Prompt(ids))
-    assert kept is not None
-    assert kept.num_tokens == kept.num_cached == 150
-    fresh.keep(Prompt(ids), kept)
+    assert count_cached(fresh, Prompt(ids), caplog) == 150
     assert tokens(fresh, Prompt(ids)) == tokens(model, Prompt(ids))
 
 
 def test_an_image_is_cancelled_and_encoded_again(
-    fresh: phi_edge.Model, model: phi_edge.Model
+    fresh: phi_edge.Model, own_engine: OrtEngine, model: phi_edge.Model
 ) -> None:
-    engine, crops = engine_of(fresh), model.preprocess(Image.new("RGB", (50, 90), "red"))
+    engine, crops = own_engine, model.preprocess(Image.new("RGB", (50, 90), "red"))
     engine.__dict__["_vision"] = Intercepted(engine._vision, once(never_ending))
     token, timer = cancel_soon()
     prompt = fresh.encode_prompt("<|image_1|>What is it?", [crops])
@@ -121,8 +112,8 @@ def test_an_image_is_cancelled_and_encoded_again(
     np.testing.assert_array_equal(fresh.encode_image(crops), model.encode_image(crops))
 
 
-def test_a_batch_is_cancelled(fresh: phi_edge.Model) -> None:
-    engine = engine_of(fresh)
+def test_a_batch_is_cancelled(fresh: phi_edge.Model, own_engine: OrtEngine) -> None:
+    engine = own_engine
     token = CancelToken()
     batch = fresh.start(Prompt(random_ids(20)), token).fork(2)
     assert batch is not None
@@ -146,13 +137,15 @@ def test_a_batch_is_cancelled(fresh: phi_edge.Model) -> None:
 @pytest.mark.parametrize("num_before", [0, 1, 5])
 def test_a_failed_run_leaves_nothing(
     fresh: phi_edge.Model,
+    own_engine: OrtEngine,
     model: phi_edge.Model,
     num_before: int,
     error: Exception,
     expected: type[EngineError],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """In prefill or in decode: the next answer is right, and not from what was left."""
-    engine, prompt = engine_of(fresh), Prompt(random_ids(200))
+    engine, prompt = own_engine, Prompt(random_ids(200))
 
     def fail(_options: Any, run: Callable[[], Any]) -> None:
         run()
@@ -161,7 +154,7 @@ def test_a_failed_run_leaves_nothing(
     engine.decoder = Intercepted(engine.decoder, once(fail, num_before))
     with pytest.raises(expected):
         tokens(fresh, prompt)
-    assert fresh._prefixes.take(prompt) is None
+    assert count_cached(fresh, prompt, caplog) == 0
     assert tokens(fresh, prompt) == tokens(model, prompt)
 
 

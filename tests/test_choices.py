@@ -13,12 +13,11 @@ from phi_edge import ContextLengthError, GenerationCancelled, Prompt
 from phi_edge.api.request import parse_request
 from phi_edge.api.safety import BlockList
 from phi_edge.api.service import ChatService
+from phi_edge.budget import MemoryBudget
 from phi_edge.drafting import DraftingRun
-from phi_edge.generation import Generation, GenerationEvent, generate_choices
+from phi_edge.generation import GenerationEvent
 from phi_edge.needs import predict_needs
 from phi_edge.ort_engine import OrtEngine, OrtRun
-from phi_edge.sampling import Sampler
-from phi_edge.text import Detokenizer
 
 from .test_api import Body, body, complete, streamed_text, text
 from .test_drafting import SCHEMA
@@ -30,7 +29,7 @@ SAMPLED: Body = {"temperature": 1.3, "seed": 7, "max_tokens": 12}
 
 def one_by_one(monkeypatch: pytest.MonkeyPatch, service: ChatService, **fields: Any) -> Any:
     with monkeypatch.context() as patch:
-        patch.setattr(service.model, "count_rows", lambda *_: 1)
+        patch.setattr(MemoryBudget, "batch_size", lambda *_: 1)
         return complete(service, **fields)
 
 
@@ -101,25 +100,14 @@ def test_a_choice_that_is_filtered_ends(model: phi_edge.Model, service: ChatServ
     assert [text(answer, index) for index in (1, 2)] == texts[1:]
 
 
-def start(model: phi_edge.Model, prompt: Prompt, count: int, **limits: Any) -> list[Generation]:
-    return [
-        Generation(
-            prompt.num_tokens,
-            Sampler(1.3, seed=seed),
-            Detokenizer(model.tokenizer),
-            model.limits(prompt=prompt, **limits),
-        )
-        for seed in range(count)
-    ]
-
-
 def answers(
-    model: phi_edge.Model, prompt: Prompt, num_rows: int, max_tokens: int
+    model: phi_edge.Model, prompt: Prompt, max_tokens: int, batch_size: int = 3
 ) -> list[list[GenerationEvent]]:
     found: list[list[GenerationEvent]] = [[] for _ in range(3)]
-    completions = start(model, prompt, 3, max_tokens=max_tokens)
-    for index, event in generate_choices(model.start(prompt), completions, num_rows):
-        found[index].append(event)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemoryBudget, "batch_size", lambda *_: batch_size)
+        for event in model.generate(prompt, temperature=1.3, seed=0, max_tokens=max_tokens, n=3):
+            found[event.index].append(event)
     return found
 
 
@@ -129,14 +117,14 @@ def test_over_the_change_of_rope_factors_each_goes_on_alone(
 ) -> None:
     """And beyond it, they go together again."""
     prompt = Prompt(random_ids(length))
-    assert answers(model, prompt, 3, 9) == answers(model, prompt, 1, 9)
+    assert answers(model, prompt, 9) == answers(model, prompt, 9, batch_size=1)
 
 
 def test_an_engine_that_cannot_fork(model: phi_edge.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = Prompt(random_ids(20))
-    expected = answers(model, prompt, 3, 9)
+    expected = answers(model, prompt, 9)
     monkeypatch.setattr(OrtRun, "fork", lambda *_: None)
-    assert answers(model, prompt, 3, 9) == expected
+    assert answers(model, prompt, 9) == expected
 
 
 def test_together_they_take_fewer_steps(
@@ -152,7 +140,7 @@ def test_together_they_take_fewer_steps(
     prompt = Prompt(random_ids(20))
     monkeypatch.setattr(DraftingRun, "_step", None)  # never alone
     monkeypatch.setattr(OrtEngine, "step", count)
-    events = answers(model, prompt, 3, 9)
+    events = answers(model, prompt, 9)
     lengths = [len(each) for each in events]
     assert steps == [1] + [sum(length > at for length in lengths) for at in range(1, max(lengths))]
 
@@ -160,9 +148,8 @@ def test_together_they_take_fewer_steps(
 def test_cancel_between_steps(model: phi_edge.Model) -> None:
     prompt = Prompt(random_ids(20))
     cancel = threading.Event()
-    completions = start(model, prompt, 3, max_tokens=9)
-    events = generate_choices(model.start(prompt), completions, 3, cancel)
-    assert [next(events)[0] for _ in range(6)] == [0, 1, 2] * 2
+    events = model.generate(prompt, max_tokens=9, n=3, cancel=cancel)
+    assert [next(events).index for _ in range(6)] == [0, 1, 2] * 2
     cancel.set()
     with pytest.raises(GenerationCancelled):
         next(events)
@@ -193,18 +180,21 @@ def test_a_batch_ends_with_the_short_factors(model: phi_edge.Model) -> None:
         batch.append([5, 6])
 
 
-def test_memory_limits_the_rows(model: phi_edge.Model) -> None:
+def test_one_completion_is_ended_and_the_others_go_on(model: phi_edge.Model) -> None:
+    prompt = Prompt(random_ids(20))
+    with model.generate(prompt, max_tokens=9, n=3) as events:
+        first = [next(events) for _ in range(3)]
+        events.finish(1)
+        rest = list(events)
+    assert {event.index for event in rest} == {0, 2}
+    assert events.usage == phi_edge.TokenUsage(20, len(first) + len(rest))
+
+
+def test_memory_limits_the_batch(model: phi_edge.Model) -> None:
     manifest, prompt = model.manifest, Prompt(random_ids(100))
-    assert model.count_rows(prompt, 50, 128) == 8
+    assert MemoryBudget(manifest).batch_size(prompt, 50, 128) == 8
     limit = predict_needs(manifest, 100 + 3 * 150).peak_bytes
-    for max_bytes, num_rows in ((limit, 3), (limit - 1, 2), (1, 1)):
-        tight = phi_edge.Model(manifest, model.tokenizer, OrtStub(), max_ram_bytes=max_bytes)
-        assert tight.count_rows(prompt, 50, 8) == num_rows
-        assert tight.count_rows(prompt, None, 8) == 1, "one may need all of it"
-
-
-class OrtStub(OrtEngine):
-    """Nothing is run."""
-
-    def __init__(self) -> None:
-        pass
+    for max_bytes, batch_size in ((limit, 3), (limit - 1, 2), (1, 1)):
+        tight = MemoryBudget(manifest, max_bytes)
+        assert tight.batch_size(prompt, 50, 8) == batch_size
+        assert tight.batch_size(prompt, None, 8) == 1, "one may need all of it"

@@ -1,20 +1,26 @@
-"""The native client, and its twin for asynchronous code."""
+"""The native client."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
+import contextlib
+import inspect
 import io
+import logging
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import phi_edge
-from phi_edge import ChatCompletionsClient, HttpResponseError, aio
+from phi_edge import ChatCompletionsClient, HttpResponseError
 from phi_edge.api.safety import BlockList
-from phi_edge.api.service import ChatService
-from phi_edge.generation import generate_choices
+from phi_edge.api.service import ChatService, ServiceOptions
+from phi_edge.loading import LoadOptions
 from phi_edge.models import (
     AssistantMessage,
     ChatCompletions,
@@ -176,7 +182,7 @@ def test_errors_name_the_field(client: ChatCompletionsClient) -> None:
     with pytest.raises(TypeError, match="model_extras"):
         client.complete(messages=MESSAGES, logprobs=True)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="max_token"):
-        ChatCompletionsClient(client.service, max_token=3)
+        ChatCompletionsClient(client.service, max_token=3)  # type: ignore[call-arg]
 
 
 def test_what_a_client_loads_it_closes(compact_fp32: Path, model: phi_edge.Model) -> None:
@@ -190,50 +196,91 @@ def test_what_a_client_loads_it_closes(compact_fp32: Path, model: phi_edge.Model
     assert ChatCompletionsClient(model).complete(messages=MESSAGES, max_tokens=1)
 
 
-def test_asynchronous_client(service: ChatService, client: ChatCompletionsClient) -> None:
-    async def ask() -> None:
-        async with aio.ChatCompletionsClient(service, max_tokens=6) as twin:
-            whole = await twin.complete(messages=MESSAGES)
-            assert isinstance(whole, ChatCompletions)
-            assert whole.choices == client.complete(messages=MESSAGES).choices
-            assert await twin.get_model_info() == client.get_model_info()
-            stream = await twin.complete(messages=MESSAGES, stream=True)
-            assert isinstance(stream, aio.AsyncStreamingChatCompletions)
-            async with stream:
-                pieces = [update.choices[0].delta.content async for update in stream]
-            assert "".join(map(str, pieces)) == whole.choices[0].message.content
-            with pytest.raises(HttpResponseError, match="max_tokens"):
-                await twin.complete(messages=MESSAGES, max_tokens=-4)
-        loaded = await aio.load_client(service)
-        assert isinstance(await loaded.complete(messages=MESSAGES, max_tokens=1), ChatCompletions)
-
-    asyncio.run(ask())
+def test_a_loaded_model_takes_no_more_options(service: ChatService, model: phi_edge.Model) -> None:
+    with pytest.raises(TypeError, match="loaded already, without num_threads"):
+        ChatCompletionsClient(model, num_threads=2)
+    with pytest.raises(TypeError, match="loaded already, without image_policy, provider"):
+        ChatCompletionsClient(service, provider="cpu", image_policy="all")
+    assert ChatCompletionsClient(model, image_policy="all").service.model is model
 
 
-def test_cancelling_a_task_ends_the_work(
-    service: ChatService, monkeypatch: pytest.MonkeyPatch
+def test_a_client_takes_every_option_of_a_model_and_a_service(
+    compact_fp32: Path, tmp_path: Path
 ) -> None:
-    """The generation of an answer of thousands of tokens stops."""
-    num_tokens = 0
+    with pytest.raises(phi_edge.MemoryLimitError):
+        ChatCompletionsClient(compact_fp32, max_ram_mb=1)
+    with pytest.raises(ValueError, match="engine must be"):
+        phi_edge.load_client(compact_fp32, engine="none")
+    with pytest.raises(phi_edge.CalibrationError):
+        ChatCompletionsClient(compact_fp32, max_ttft_ms=1)
+    with ChatCompletionsClient(
+        compact_fp32, disk_cache=tmp_path / "kept", system_role="system", max_tokens=2
+    ) as client:
+        assert client.complete(messages=MESSAGES).usage.completion_tokens == 2
+    assert (tmp_path / "kept").is_dir()
 
-    async def give_up() -> None:
-        started = asyncio.Event()
-        loop = asyncio.get_running_loop()
 
-        def count(*args: Any, **arguments: Any) -> Any:
-            nonlocal num_tokens
-            for event in generate_choices(*args, **arguments):
-                num_tokens += 1
-                loop.call_soon_threadsafe(started.set)
-                yield event
+@pytest.mark.parametrize(
+    ("options", "takes"),
+    [(LoadOptions, phi_edge.load_model), (ServiceOptions, ChatService)],
+)
+def test_options_are_those_that_are_taken(options: Any, takes: Callable[..., Any]) -> None:
+    names = set(inspect.signature(takes).parameters) - {"path", "model"}
+    assert options.__optional_keys__ == names
 
-        monkeypatch.setattr("phi_edge.api.service.generate_choices", count)
-        client = aio.ChatCompletionsClient(service)
-        task = asyncio.create_task(client.complete(messages=MESSAGES, max_tokens=4000))
-        await started.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
 
-    asyncio.run(give_up())  # waits for its threads
-    assert 0 < num_tokens < 4000
+def test_a_closed_stream_leaves_its_conversation(
+    compact_fp32: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it has read and said is there for the next question."""
+    caplog.set_level(logging.INFO, "phi_edge")
+    with ChatCompletionsClient(compact_fp32) as client:
+        stream = client.complete(messages=MESSAGES, stream=True, max_tokens=4000)
+        next(stream)
+        stream.close()
+        assert "are cached" not in caplog.text
+        usage = client.complete(messages=MESSAGES, max_tokens=1).usage
+    assert f"{usage.prompt_tokens} of {usage.prompt_tokens} prompt tokens" in caplog.text
+
+
+def test_another_thread_closes_a_stream(compact_fp32: Path) -> None:
+    """One that is being read ends there."""
+    with ChatCompletionsClient(compact_fp32) as client:
+        stream = client.complete(messages=MESSAGES, stream=True, max_tokens=100_000)
+        next(stream)
+        threading.Timer(0.1, stream.close).start()
+        with contextlib.suppress(phi_edge.GenerationCancelled):
+            for _ in stream:
+                pass
+        assert list(stream) == []
+
+
+@pytest.mark.parametrize("kind", ["path", "bytes", "image", "array"])
+def test_images_of_every_kind(client: ChatCompletionsClient, tmp_path: Path, kind: str) -> None:
+    picture = Image.new("RGB", (90, 60), "red")
+    picture.save(tmp_path / "picture.png")
+    source: Any = {
+        "path": str(tmp_path / "picture.png"),
+        "bytes": (tmp_path / "picture.png").read_bytes(),
+        "image": picture,
+        "array": np.asarray(picture),
+    }[kind]
+    url = ImageUrl.load(image_file=source, detail="low")
+    assert url.url.startswith("data:image/png;base64,")
+    item = ImageContentItem(image_url=url)
+    asked = client.complete(messages=[UserMessage(content=[item])])
+    expected = ImageUrl.load(image_file=tmp_path / "picture.png", image_format="png", detail="low")
+    item = ImageContentItem(image_url=expected)
+    assert asked.choices == client.complete(messages=[UserMessage(content=[item])]).choices
+
+
+def test_the_format_of_an_image_is_looked_up(tmp_path: Path) -> None:
+    Image.new("CMYK", (4, 4)).save(tmp_path / "no-name", "JPEG")
+    assert ImageUrl.load(image_file=tmp_path / "no-name").url.startswith("data:image/jpeg;")
+    printed = ImageUrl.load(image_file=Image.new("CMYK", (4, 4)))
+    assert printed.url.startswith("data:image/png;"), "which has no CMYK"
+    (tmp_path / "text").write_text("no image")
+    with pytest.raises(phi_edge.ImageError, match="not an image"):
+        ImageUrl.load(image_file=tmp_path / "text")
+    with pytest.raises(FileNotFoundError):
+        ImageUrl.load(image_file=tmp_path / "nothing")

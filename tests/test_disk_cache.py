@@ -17,6 +17,7 @@ from PIL import Image
 import phi_edge
 from phi_edge.cache_file import TEMPORARY_PREFIX, CacheFile, DamagedFileError, write_cache_file
 from phi_edge.disk_cache import DiskCache
+from phi_edge.ort_engine import OrtEngine
 from phi_edge.prompt import chat_text
 
 from .conftest import GoldenSet
@@ -44,10 +45,18 @@ def first(compact_fp32: Path, tmp_path: Path, question: Question) -> Iterator[ph
 
 
 @pytest.fixture
-def second(first: phi_edge.Model, compact_fp32: Path, tmp_path: Path) -> Iterator[phi_edge.Model]:
+def disk(first: phi_edge.Model, tmp_path: Path) -> DiskCache:
+    """The same folder, as another process sees it."""
+    return DiskCache(tmp_path / "cache", first.manifest, "cpu")
+
+
+@pytest.fixture
+def second(
+    first: phi_edge.Model, own_engine: OrtEngine, disk: DiskCache
+) -> Iterator[phi_edge.Model]:
     """Another model with the same folder, and nothing in memory."""
-    assert first
-    with phi_edge.load_model(compact_fp32, disk_cache=tmp_path / "cache") as model:
+    arguments = first.manifest, first.tokenizer, own_engine
+    with phi_edge.Model(*arguments, disk_cache=disk) as model:
         yield model
 
 
@@ -59,9 +68,8 @@ def files(tmp_path: Path, suffix: str = "") -> list[Path]:
     return [path for path in sorted((tmp_path / "cache").iterdir()) if path.name.endswith(suffix)]
 
 
-def watch(model: phi_edge.Model, monkeypatch: pytest.MonkeyPatch) -> dict[str, Mock]:
+def watch(engine: OrtEngine, monkeypatch: pytest.MonkeyPatch) -> dict[str, Mock]:
     """Counts what the engine is asked to do."""
-    engine = model._open_engine()
     mocks = {name: Mock(wraps=getattr(engine, name)) for name in ("encode_image", "start")}
     for name, mock in mocks.items():
         monkeypatch.setattr(engine, name, mock)
@@ -70,26 +78,30 @@ def watch(model: phi_edge.Model, monkeypatch: pytest.MonkeyPatch) -> dict[str, M
 
 def test_a_document_is_reopened_without_encoding_or_prefilling_it(
     second: phi_edge.Model,
+    own_engine: OrtEngine,
+    engine: OrtEngine,
     model: phi_edge.Model,
     question: Question,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls = watch(second, monkeypatch)
+    calls = watch(own_engine, monkeypatch)
     prompt = question(second, "How many are there?")
-    run = second.start(prompt)
-    assert not calls["encode_image"].called
-    assert not calls["start"].called
-    fresh = model._open_engine().start(prompt.input_ids, model.encode_image(prompt.images[0]))
-    np.testing.assert_array_equal(run.input_ids, fresh.input_ids)
-    np.testing.assert_allclose(run.logits, fresh.logits, rtol=0, atol=2e-5)
-    second.keep(prompt, run)
+    with second.start(prompt) as run:
+        assert not calls["encode_image"].called
+        assert not calls["start"].called
+        fresh = engine.start(prompt.input_ids, engine.encode_image(prompt.images[0]))
+        np.testing.assert_array_equal(run.input_ids, fresh.input_ids)
+        np.testing.assert_allclose(run.logits, fresh.logits, rtol=0, atol=2e-5)
     assert ask(second, prompt) == ask(model, prompt)
 
 
 def test_another_image_is_not_answered_from_it(
-    second: phi_edge.Model, compact: GoldenSet, monkeypatch: pytest.MonkeyPatch
+    second: phi_edge.Model,
+    own_engine: OrtEngine,
+    compact: GoldenSet,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls = watch(second, monkeypatch)
+    calls = watch(own_engine, monkeypatch)
     pixels = np.array(compact.image("wide_90x60").convert("RGB"))
     pixels[0, 0, 0] ^= 128
     text = chat_text([("user", "<|image_1|>\nWhat is it?")])
@@ -101,7 +113,7 @@ def test_another_image_is_not_answered_from_it(
 @pytest.mark.parametrize("place", [3, 9, 30, 60, -5000, -5])
 def test_a_damaged_file_is_removed_and_is_a_miss(
     second: phi_edge.Model,
-    model: phi_edge.Model,
+    engine: OrtEngine,
     question: Question,
     tmp_path: Path,
     place: int,
@@ -112,11 +124,10 @@ def test_a_damaged_file_is_removed_and_is_a_miss(
         content[place] ^= 1
         path.write_bytes(content)
     prompt = question(second, "What is it?")
-    run = second.start(prompt)
-    assert files(tmp_path, ".run") == []
-    fresh = model._open_engine().start(prompt.input_ids, model.encode_image(prompt.images[0]))
-    np.testing.assert_allclose(run.logits, fresh.logits, rtol=0, atol=2e-5)
-    second.keep(prompt, run)
+    with second.start(prompt) as run:
+        assert files(tmp_path, ".run") == []
+        fresh = engine.start(prompt.input_ids, engine.encode_image(prompt.images[0]))
+        np.testing.assert_allclose(run.logits, fresh.logits, rtol=0, atol=2e-5)
     assert len(files(tmp_path, ".run")) == 1
 
 
@@ -130,13 +141,15 @@ def test_a_file_that_ends_too_early_is_damaged(tmp_path: Path, num_bytes: int) -
 
 
 def test_a_file_in_the_place_of_another_is_a_miss(
-    second: phi_edge.Model, question: Question, tmp_path: Path, compact: GoldenSet
+    second: phi_edge.Model,
+    disk: DiskCache,
+    question: Question,
+    tmp_path: Path,
+    compact: GoldenSet,
 ) -> None:
     (features,) = files(tmp_path, ".features")
     text = chat_text([("user", "<|image_1|>\n")])
     other = second.encode_prompt(text, [compact.image("tall_50x170")], num_crops=1)
-    disk = second._disk
-    assert disk is not None
     facts = disk._features_facts(other.images[0])
     features.rename(disk._path(facts, ".features"))
     assert disk.load_features(other.images[0]) is None
@@ -144,17 +157,20 @@ def test_a_file_in_the_place_of_another_is_a_miss(
 
 
 def test_files_are_bound_to_package_and_provider(
-    second: phi_edge.Model, model: phi_edge.Model, question: Question, tmp_path: Path
+    second: phi_edge.Model,
+    disk: DiskCache,
+    model: phi_edge.Model,
+    question: Question,
+    tmp_path: Path,
 ) -> None:
     prompt = question(second, "What is it?")
-    assert second._disk is not None
-    assert second._disk.load_features(prompt.images[0]) is not None
-    for disk in (
+    assert disk.load_features(prompt.images[0]) is not None
+    for other in (
         DiskCache(tmp_path / "cache", model.manifest, "cuda"),
         DiskCache(tmp_path / "cache", phi_edge.load_model().manifest, "cpu"),
     ):
-        assert disk.load_features(prompt.images[0]) is None
-        assert disk._find(prompt) == (None, 0)
+        assert other.load_features(prompt.images[0]) is None
+        assert other._find(prompt) == (None, 0)
 
 
 def test_a_file_with_the_name_of_another_package_s_is_a_miss(
@@ -174,18 +190,18 @@ def test_a_file_with_the_name_of_another_package_s_is_a_miss(
 
 def test_a_file_that_is_replaced_while_it_is_looked_for_is_a_miss(
     second: phi_edge.Model,
+    own_engine: OrtEngine,
+    disk: DiskCache,
     question: Question,
     compact: GoldenSet,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     text = chat_text([("user", "<|image_1|>\nWhat is it?")])
     prompt = second.encode_prompt(text, [compact.image("tall_50x170")], num_crops=1)
-    disk = second._disk
-    assert disk is not None
     path, _ = disk._find(question(second, "What is it?"))
     monkeypatch.setattr(disk, "_find", lambda _prompt: (path, prompt.num_tokens))
     features = second.encode_image(prompt.images[0])
-    assert disk.load_run(prompt, features, second._open_engine()) is None
+    assert disk.load_run(prompt, features, own_engine) is None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such modes")
@@ -196,11 +212,12 @@ def test_only_their_owner_can_read_the_files(first: phi_edge.Model, tmp_path: Pa
     assert len(files(tmp_path)) == 2
 
 
-def test_the_next_questions_make_no_files(second: phi_edge.Model, question: Question) -> None:
-    assert second._disk is not None
-    before = files(second._disk._folder.parent)
+def test_the_next_questions_make_no_files(
+    second: phi_edge.Model, question: Question, tmp_path: Path
+) -> None:
+    before = files(tmp_path)
     ask(second, question(second, "How many are there, and of which colour?"))
-    assert files(second._disk._folder.parent) == before
+    assert files(tmp_path) == before
 
 
 def test_the_least_recently_used_files_go_first(
@@ -223,23 +240,28 @@ def test_the_least_recently_used_files_go_first(
 
 
 def test_rope_factors_of_the_other_kind_are_not_used(
-    first: phi_edge.Model, second: phi_edge.Model, model: phi_edge.Model
+    first: phi_edge.Model,
+    second: phi_edge.Model,
+    disk: DiskCache,
+    engine: OrtEngine,
+    compact_fp32: Path,
+    tmp_path: Path,
 ) -> None:
     """A prompt of up to 4,096 tokens and a longer one share no keys."""
     short = first.encode_prompt(chat_text([("user", "sea " * 1300)]))
     long = first.encode_prompt(chat_text([("user", "sea " * 1400)]))
     assert short.num_tokens < 4096 < long.num_tokens
-    first.keep(short, first.start(short))
-    assert second._disk is not None
-    assert second._disk._find(long) == (None, 0)
-    run = second.start(long)
-    second.keep(long, run)
-    path, num_common = first._disk._find(long) if first._disk else (None, 0)
+    with first.start(short):
+        pass
+    assert disk._find(long) == (None, 0)
+    with second.start(long):
+        pass
+    path, num_common = disk._find(long)
     assert path is not None
     assert num_common == long.num_tokens
-    first._prefixes.clear()
-    fresh = model._open_engine().start(long.input_ids, np.empty((0, 64), np.float32))
-    np.testing.assert_allclose(first.start(long).logits, fresh.logits, rtol=0, atol=2e-5)
+    fresh = engine.start(long.input_ids, np.empty((0, 64), np.float32))
+    with phi_edge.load_model(compact_fp32, disk_cache=tmp_path / "cache") as third:
+        np.testing.assert_allclose(third.start(long).logits, fresh.logits, rtol=0, atol=2e-5)
 
 
 def test_a_folder_that_cannot_be_written_costs_time_only(

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import phi_edge
-from phi_edge import Prompt, PromptError
-from phi_edge.constraint import JsonGrammar
+from phi_edge import GenerationOptions, Prompt, PromptError
 from phi_edge.drafting import DraftingRun, PromptLookup
-from phi_edge.generation import GenerationEvent, generate_events
+from phi_edge.generation import GenerationEvent
 from phi_edge.ort_engine import OrtRun
-from phi_edge.sampling import Sampler
-from phi_edge.text import Detokenizer
 
 from .conftest import GoldenSet
 from .test_engine import EXACT, random_ids
@@ -86,7 +85,8 @@ def test_one_step_gives_what_single_steps_give(
     tokens = random_ids(6, seed=1).tolist()
     prompt = Prompt(random_ids(length))
     run, plain = model.start(prompt), model.start(prompt)
-    rows = run.verify(tokens)
+    assert min(run.room, len(tokens)) == num_added
+    rows = run.append(tokens[:num_added])
     assert run.num_tokens == length + num_added
     expected = np.stack([plain.append(token) for token in tokens[:num_added]])
     np.testing.assert_allclose(rows, expected, rtol=0, atol=EXACT)
@@ -98,7 +98,7 @@ def test_one_step_gives_what_single_steps_give(
 def test_guesses_are_checked(model: phi_edge.Model) -> None:
     run = model.start(Prompt(random_ids(20)))
     with pytest.raises(PromptError, match="outside the vocabulary"):
-        run.verify([5, -1])
+        run.append([5, -1])
     assert run.num_tokens == 20
 
 
@@ -114,6 +114,7 @@ def tokens_of(events: Iterator[GenerationEvent]) -> list[Any]:
     ]
 
 
+JSON = GenerationOptions(temperature=1, seed=5, json_schema=SCHEMA, max_tokens=60, num_logprobs=1)
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"temperature": 1.2, "seed": 3},
@@ -170,18 +171,10 @@ def foresee(
 def test_constrained_answers_are_the_same(
     tiny: phi_edge.Model, monkeypatch: pytest.MonkeyPatch, wrong_at: int
 ) -> None:
-    info = tiny.manifest.model
-    grammar = JsonGrammar(tiny.tokenizer, info.vocab_size, info.eos_token_ids)
     prompt = tiny.encode_prompt("<|user|>\nAnswer as JSON.<|end|>\n<|assistant|>\n")
 
     def answer(draft_tokens: int) -> list[Any]:
-        sampler = Sampler(1.0, seed=5, constraint=grammar.constrain(SCHEMA))
-        detokenizer = Detokenizer(tiny.tokenizer)
-        limits = tiny.limits(60, prompt)
-        run = tiny.start(prompt)
-        return tokens_of(
-            generate_events(run, sampler, detokenizer, limits, 1, draft_tokens=draft_tokens)
-        )
+        return tokens_of(tiny.generate(prompt, JSON, draft_tokens=draft_tokens))
 
     expected = answer(0)
     steps = foresee(monkeypatch, prompt.num_tokens, [token for token, *_ in expected], wrong_at)
@@ -192,29 +185,22 @@ def test_constrained_answers_are_the_same(
 def test_what_a_schema_forces_takes_no_steps_of_its_own(
     tiny: phi_edge.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    info = tiny.manifest.model
-    grammar = JsonGrammar(tiny.tokenizer, info.vocab_size, info.eos_token_ids)
     prompt = tiny.encode_prompt("<|user|>\nAnswer as JSON.<|end|>\n<|assistant|>\n")
     # What prompt lookup drafts is in no JSON, so that what is checked is what is forced.
     not_json = tiny.tokenizer.token_to_id("<|user|>")
     monkeypatch.setattr(PromptLookup, "draft", lambda _: [not_json])
     steps: list[int] = []
-    verify = OrtRun.verify
+    append = OrtRun.append
 
     def counted(run: OrtRun, token_ids: list[int]) -> Any:
         steps.append(len(token_ids))
-        return verify(run, token_ids)
+        return append(run, token_ids)
 
-    monkeypatch.setattr(OrtRun, "verify", counted)
+    monkeypatch.setattr(OrtRun, "append", counted)
 
     def answer(draft_tokens: int) -> list[Any]:
-        sampler = Sampler(1.0, seed=5, constraint=grammar.constrain(SCHEMA))
-        detokenizer = Detokenizer(tiny.tokenizer)
         steps.clear()
-        run, limits = tiny.start(prompt), tiny.limits(60, prompt)
-        return tokens_of(
-            generate_events(run, sampler, detokenizer, limits, 1, draft_tokens=draft_tokens)
-        )
+        return tokens_of(tiny.generate(prompt, JSON, draft_tokens=draft_tokens))
 
     expected = answer(0)
     assert steps == [1] * (len(expected) - 1)
@@ -227,7 +213,11 @@ def test_what_a_schema_forces_takes_no_steps_of_its_own(
 
 
 def test_stop_string_inside_of_a_draft(
-    compact: GoldenSet, model: phi_edge.Model, monkeypatch: pytest.MonkeyPatch
+    compact: GoldenSet,
+    compact_fp32: Path,
+    model: phi_edge.Model,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The run keeps nothing of the draft beyond."""
     prompt = Prompt(compact.arrays["text__ids"])
@@ -236,11 +226,15 @@ def test_stop_string_inside_of_a_draft(
     stop = text[8:10]
     plain = list(model.generate(prompt, max_tokens=20, draft_tokens=0, stop=stop))
     foresee(monkeypatch, prompt.num_tokens, [event.token_id for event in events], 99)
-    run = model.start(prompt)
-    detokenizer = Detokenizer(model.tokenizer, (stop,))
-    drafted = list(generate_events(run, Sampler(), detokenizer, model.limits(20, prompt)))
+    with phi_edge.load_model(compact_fp32) as caching:
+        drafted = list(caching.generate(prompt, max_tokens=20, stop=stop))
+        # What is kept has the tokens that were appended: all but the last.
+        longer = Prompt(np.append(prompt.input_ids, [event.token_id for event in events]))
+        caplog.set_level(logging.INFO, "phi_edge")
+        caching.start(longer)
     assert drafted == plain
-    assert run.num_tokens == prompt.num_tokens + len(plain) - 1
+    num_kept = prompt.num_tokens + len(plain) - 1
+    assert f"{num_kept} of {longer.num_tokens} prompt tokens are cached" in caplog.text
 
 
 def test_repeats_take_fewer_steps(tiny: phi_edge.Model) -> None:

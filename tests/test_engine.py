@@ -105,7 +105,11 @@ def test_context_end(checkpoint_copy: Path, tmp_path: Path) -> None:
     export_package(Checkpoint(checkpoint_copy), tmp_path / "out", make_recipe("fp32", "cpu"))
     with phi_edge.load_model(tmp_path / "out") as model:
         run = model.start(Prompt(random_ids(8998)))
-        assert len(run.verify([5, 6, 7, 8])) == 2, "guesses for which there is room"
+        with pytest.raises(ContextLengthError, match=r"9,002 .* 9,000"):
+            run.append([5, 6, 7, 8])
+        assert (run.num_tokens, run.room) == (8998, 2)
+        assert run.append([5, 6]).shape == (2, model.manifest.model.vocab_size)
+        assert run.room == 0
         run.rewind(8998)
         run.append(5)
         logits = run.append(6)
@@ -174,6 +178,35 @@ def test_cancel_at_the_crossing(model: phi_edge.Model) -> None:
 def test_bad_prompts(model: phi_edge.Model, ids: list[int], message: str) -> None:
     with pytest.raises(PromptError, match=message):
         model.start(Prompt(np.array(ids, np.int64)))
+
+
+def test_a_step_takes_what_it_has_room_for_and_no_more(
+    compact_fp32: Path, model: phi_edge.Model
+) -> None:
+    """Nothing is dropped silently."""
+    engine = OrtEngine(compact_fp32, model.manifest, "cpu")
+    engine.chunk_size = 4
+    run = engine.start(random_ids(20), np.empty((0, 64), np.float32))
+    assert run.room == 4
+    with pytest.raises(ValueError, match="1 to 4 tokens here, not 5"):
+        run.append([5, 6, 7, 8, 9])
+    with pytest.raises(ValueError, match="not 0"):
+        run.append([])
+    assert run.num_tokens == 20
+    assert run.append([5, 6, 7, 8]).shape == (4, 512)
+    run.rewind(22)
+    assert run.room == 4
+
+
+def test_a_step_does_not_cross_the_change_of_rope_factors(model: phi_edge.Model) -> None:
+    run = model.start(Prompt(random_ids(4093)))
+    assert run.room == 3
+    with pytest.raises(ValueError, match="1 to 3 tokens"):
+        run.append([5, 6, 7, 8])
+    run.append([5, 6, 7])
+    assert run.room == 1, "it costs a prefill of the whole sequence"
+    run.append(8)
+    assert run.room > 3
 
 
 @pytest.mark.parametrize("token_id", [-1, 512])

@@ -109,11 +109,11 @@ def test_cancel_between_chunks(genai: phi_edge.Model, monkeypatch: pytest.Monkey
     chunks = []
     run_chunk = GenaiRun._run_chunk
 
-    def count(run: GenaiRun, *, is_long: bool) -> None:
+    def count(run: GenaiRun, rope_limit: int) -> None:
         chunks.append(1)
         if len(chunks) == 2:
             cancel.set()
-        run_chunk(run, is_long=is_long)
+        run_chunk(run, rope_limit)
 
     monkeypatch.setattr(GenaiRun, "_run_chunk", count)
     with pytest.raises(GenerationCancelled):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 import phi_edge
 from phi_edge import GenerationEvent, Prompt
-from phi_edge.engine import Logits
 
 from .conftest import GoldenSet
 
@@ -26,27 +24,8 @@ def test_events(compact: GoldenSet, model: phi_edge.Model) -> None:
 def test_end_token(compact: GoldenSet, model: phi_edge.Model) -> None:
     """The end token is an event of its own, without text."""
     end = model.manifest.model.eos_token_ids[0]
-    real_start = model.start
-
-    class EndingRun:
-        """Turns the second token into the end token."""
-
-        def __init__(self, prompt: Prompt) -> None:
-            self.run = real_start(prompt)
-            self.input_ids = prompt.input_ids
-            self.num_tokens = prompt.num_tokens
-            self.logits = self.run.logits
-
-        def verify(self, _: list[int]) -> Logits:
-            logits = np.zeros_like(self.logits[None])
-            logits[0, end] = 1
-            return logits
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "start", lambda prompt, *_: EndingRun(prompt))
-        patch.setattr(model, "keep", lambda *_: None)
-        events = list(model.generate(golden_prompt(compact), max_tokens=8))
-    assert events[1:] == [GenerationEvent(end, "", "stop")]
+    events = list(model.generate(golden_prompt(compact), max_tokens=8, logit_bias={end: 1000}))
+    assert events == [GenerationEvent(end, "", "stop")]
 
 
 def test_stop_string(compact: GoldenSet, model: phi_edge.Model) -> None:
@@ -72,6 +51,12 @@ def test_parameters_are_checked_at_once(compact: GoldenSet, model: phi_edge.Mode
         model.generate(golden_prompt(compact), max_tokens=0)
     with pytest.raises(ValueError, match="temperature"):
         model.generate(golden_prompt(compact), temperature=-1)
+    with pytest.raises(ValueError, match="logit_bias: token ids end at 511"):
+        model.generate(golden_prompt(compact), logit_bias={512: 1.0})
+    with pytest.raises(ValueError, match="schema cannot be used"):
+        model.generate(golden_prompt(compact), json_schema={"type": "foo"})
+    with pytest.raises(TypeError, match="'temprature'"):
+        model.generate(golden_prompt(compact), temprature=1)  # type: ignore[call-arg]
 
 
 def test_an_image_is_encoded_once_a_conversation(compact: GoldenSet, model: phi_edge.Model) -> None:

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
@@ -118,7 +119,7 @@ def test_a_prompt_gets_the_crops_that_its_budget_allows() -> None:
 
 
 @pytest.mark.usefixtures("calibrated")
-def test_the_service_gives_images_fewer_crops() -> None:
+def test_the_service_gives_images_fewer_crops(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.BytesIO()
     SQUARE.save(file, "png")
     url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
@@ -128,9 +129,11 @@ def test_the_service_gives_images_fewer_crops() -> None:
     budget = 1000 * CALIBRATION.predict_ttft(830, 5)
     with phi_edge.load_model() as model:
         service = ChatService(model, max_ttft_ms=budget)
+        monkeypatch.setattr(model, "generate", generate := Mock(wraps=model.generate))
         for messages in ([first], [first, *more]):  # the later turn has the same crops
             request = parse_request({"messages": messages, "max_tokens": 1})
-            (crops,) = service._prepare(request, None).prompt.images
+            service.stream(request)
+            (crops,) = generate.call_args.args[0].images
             assert len(crops.pixel_values) == 5
 
 

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterator
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer
 
 import phi_edge
 from phi_edge import package
@@ -19,9 +19,12 @@ from phi_edge.api.request import parse_request
 from phi_edge.api.service import ChatService
 from phi_edge.loading import BUNDLED_MODEL
 from phi_edge.needs import check_needs, most_tokens, predict_needs, square_image_size
+from phi_edge.ort_engine import OrtEngine
 from phi_edge.prompt import chat_text
 
 MANIFEST = package.read_manifest(BUNDLED_MODEL)
+# Room for 2,000 tokens of text.
+LIMIT_MB = -(-predict_needs(MANIFEST, 2000).peak_bytes // 10**6)
 MEASURE = r"""
 import re, sys, phi_edge
 from pathlib import Path
@@ -37,10 +40,17 @@ print(prompt.num_tokens, int(peak[1]) * 1024)
 
 
 @pytest.fixture
-def tight() -> Iterator[phi_edge.Model]:
+def engine() -> Mock:
+    """An engine that remembers what it was asked to do."""
+    return Mock(wraps=OrtEngine(BUNDLED_MODEL, MANIFEST, "cpu"))
+
+
+@pytest.fixture
+def tight(engine: Mock) -> Iterator[phi_edge.Model]:
     """A model with room for 2,000 tokens of text."""
-    limit = -(-predict_needs(MANIFEST, 2000).peak_bytes // 10**6)
-    with phi_edge.load_model(max_ram_mb=limit) as model:
+    tokenizer = Tokenizer.from_file(str(BUNDLED_MODEL / package.TOKENIZER_FILE))
+    limit = LIMIT_MB * 10**6
+    with phi_edge.Model(MANIFEST, tokenizer, engine, max_ram_bytes=limit) as model:
         yield model
 
 
@@ -86,10 +96,8 @@ def test_a_package_that_does_not_fit_is_not_loaded() -> None:
 
 
 def test_a_request_that_does_not_fit_is_refused_before_any_work(
-    tight: phi_edge.Model, monkeypatch: pytest.MonkeyPatch
+    tight: phi_edge.Model, engine: Mock
 ) -> None:
-    engine = Mock(wraps=tight._engine)
-    monkeypatch.setattr(tight, "_engine", engine)
     fits = tight.encode_prompt("sea " * 100)
     for prompt, max_tokens in (
         (tight.encode_prompt("sea " * 3000), None),
@@ -97,31 +105,38 @@ def test_a_request_that_does_not_fit_is_refused_before_any_work(
         (tight.encode_prompt("<|image_1|>", [Image.new("RGB", (9, 9))], num_crops=16), None),
     ):
         with pytest.raises(phi_edge.MemoryLimitError):
-            next(tight.generate(prompt, max_tokens=max_tokens))
+            tight.generate(prompt, max_tokens=max_tokens)
+        with pytest.raises(phi_edge.MemoryLimitError):
+            tight.start(prompt, max_tokens=max_tokens)
     assert engine.mock_calls == []
     assert next(tight.generate(fits, max_tokens=1)).finish_reason == "length"
 
 
 def test_without_max_tokens_a_completion_ends_where_memory_does(tight: phi_edge.Model) -> None:
     prompt = tight.encode_prompt("sea")
-    most = most_tokens(MANIFEST, tight._budget.max_bytes or 0)
+    most = most_tokens(MANIFEST, LIMIT_MB * 10**6)
     assert 2000 <= most < 2200
-    assert tight.limits(None, prompt).context_length == most
+    # The last token is chosen, and never cached.
+    end = MANIFEST.model.eos_token_ids[0]
+    usage = tight.generate(prompt, logit_bias={end: -1000.0}).answer().usage
+    assert usage.total_tokens == most + 1
 
 
-def test_what_is_kept_makes_room_for_a_request(tight: phi_edge.Model) -> None:
+def test_what_is_kept_makes_room_for_a_request(tight: phi_edge.Model, engine: Mock) -> None:
     image = tight.preprocess(Image.new("RGB", (9, 9)))
     tight.encode_image(image)
     prompts = [tight.encode_prompt(word * 300) for word in ("sea ", "land ")]
     for prompt in prompts:
         assert list(tight.generate(prompt, max_tokens=1))
-    assert len(tight._prefixes._kept) == 2
-    run = tight.start(prompts[0], max_tokens=1000)  # needs the other's memory, not its own
-    assert tight._prefixes._kept == []
-    assert tight._features.get(image) is not None
-    assert tight._features.shrink(0) == 0
-    assert tight._features.get(image) is None
-    assert run.num_tokens == prompts[0].num_tokens
+    assert engine.start.call_count == 2
+    # It needs the memory of the other run, and neither that of its own nor of the image.
+    with tight.start(prompts[0], max_tokens=1000) as run:
+        assert run.num_tokens == prompts[0].num_tokens
+    assert engine.start.call_count == 2
+    tight.encode_image(image)
+    assert engine.encode_image.call_count == 1
+    tight.start(prompts[1])
+    assert engine.start.call_count == 3
 
 
 def test_the_api_names_the_limit(tight: phi_edge.Model) -> None:
@@ -131,18 +146,17 @@ def test_the_api_names_the_limit(tight: phi_edge.Model) -> None:
     assert (caught.value.status_code, caught.value.code) == (400, "memory_limit_exceeded")
 
 
-def test_a_run_survives_a_cancelled_request_for_it(
-    tight: phi_edge.Model, monkeypatch: pytest.MonkeyPatch
+def test_a_run_survives_a_request_that_fails_before_it_is_used(
+    tight: phi_edge.Model, engine: Mock
 ) -> None:
-    prompt = tight.encode_prompt(chat_text([("user", "What is the sea?")]))
-    list(tight.generate(prompt, max_tokens=1))
-    with monkeypatch.context() as patch:
-        patch.setattr(tight, "_encode_images", Mock(side_effect=phi_edge.GenerationCancelled))
-        with pytest.raises(phi_edge.GenerationCancelled):
-            tight.start(prompt)
-    run = tight._prefixes.take(prompt)
-    assert run is not None
-    np.testing.assert_array_equal(run.input_ids, prompt.input_ids)
+    text = chat_text([("user", "What is the sea?")])
+    list(tight.generate(tight.encode_prompt(text), max_tokens=1))
+    engine.encode_image.side_effect = phi_edge.GenerationCancelled
+    with pytest.raises(phi_edge.GenerationCancelled):
+        tight.start(tight.encode_prompt(text + "<|image_1|>", [Image.new("RGB", (9, 9))]))
+    assert engine.start.call_count == 1
+    tight.start(tight.encode_prompt(text))
+    assert engine.start.call_count == 1
 
 
 def test_info_tells_what_a_request_takes() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import phi_edge
 from phi_edge import EngineError, PackageError, PackageNotFoundError, ProviderError, package
+from phi_edge.ort_engine import OrtEngine
 
 
 def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -145,10 +146,10 @@ def test_without_onnxruntime(compact_fp32: Path, monkeypatch: pytest.MonkeyPatch
         phi_edge.load_model(compact_fp32)
 
 
-def test_closed_model(compact_fp32: Path) -> None:
-    with phi_edge.load_model(compact_fp32) as model:
-        engine = model._engine
+def test_closed_model(fresh: phi_edge.Model, own_engine: OrtEngine) -> None:
+    with fresh as model:
+        pass
     model.close()
-    assert not hasattr(engine, "decoder"), "the graphs are freed"
+    assert not hasattr(own_engine, "decoder"), "the graphs are freed"
     with pytest.raises(EngineError, match="closed"):
         model.start(model.encode_prompt("Hi"))

@@ -135,7 +135,7 @@ def test_prompts_run_on_them_and_all_else_does_not(
         np.testing.assert_array_equal(fast.start(short).logits, model.start(short).logits)
 
         guesses = random_ids(40, seed=1).tolist()
-        verified = found.verify(guesses)
+        verified = found.append(guesses)
         found.rewind(300)
         one_by_one = np.stack([found.append(token_id) for token_id in guesses])
         np.testing.assert_allclose(verified, one_by_one, rtol=0, atol=1e-2)

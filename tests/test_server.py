@@ -21,7 +21,9 @@ import pytest
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+import phi_edge
 from phi_edge.api.service import ChatService
+from phi_edge.ort_engine import OrtEngine
 from phi_edge.server.app import make_app
 from phi_edge.server.run import is_loopback, serve
 
@@ -55,11 +57,16 @@ def client(service: ChatService) -> Iterator[httpx.Client]:
         yield client
 
 
-def intercept(service: ChatService, monkeypatch: pytest.MonkeyPatch, function: Intercept) -> None:
+@pytest.fixture
+def own_service(model: phi_edge.Model, own_engine: OrtEngine) -> ChatService:
+    """A service whose engine a test may change; no run is kept, since runs keep their sessions."""
+    bare = phi_edge.Model(model.manifest, model.tokenizer, own_engine, prefix_cache_bytes=0)
+    return ChatService(bare)
+
+
+def intercept(engine: OrtEngine, monkeypatch: pytest.MonkeyPatch, function: Intercept) -> None:
     """Have a function between the engine and its decoder."""
-    engine: Any = service.model._open_engine()
     monkeypatch.setattr(engine, "decoder", Intercepted(engine.decoder, function))
-    service.model._prefixes.clear()  # what is kept is bound to the session as it was
 
 
 def in_thread(function: Callable[..., httpx.Response], *args: Any, **arguments: Any) -> Future[Any]:
@@ -287,7 +294,11 @@ def test_a_client_that_goes_away_stops_its_work(service: ChatService, long: dict
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_away_in_prefill_frees_the_engine(
-    service: ChatService, monkeypatch: pytest.MonkeyPatch, *, stream: bool
+    own_service: ChatService,
+    own_engine: OrtEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    stream: bool,
 ) -> None:
     """Within the run of a graph, which would not end by itself."""
     ended: list[bool] = []
@@ -298,8 +309,8 @@ def test_a_client_that_goes_away_in_prefill_frees_the_engine(
         finally:
             ended.append(options.terminate)
 
-    intercept(service, monkeypatch, once(wait))
-    with serving(service) as client:
+    intercept(own_engine, monkeypatch, once(wait))
+    with serving(own_service) as client:
         if stream:  # the first chunk comes after the prefill
             body = {**BODY, "stream": True}
             with (
@@ -316,7 +327,7 @@ def test_a_client_that_goes_away_in_prefill_frees_the_engine(
 
 
 def test_a_client_that_goes_away_leaves_the_queue(
-    service: ChatService, monkeypatch: pytest.MonkeyPatch
+    own_service: ChatService, own_engine: OrtEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = threading.Event()
 
@@ -324,8 +335,8 @@ def test_a_client_that_goes_away_leaves_the_queue(
         begun.set()
         never_ending(options, run)
 
-    intercept(service, monkeypatch, once(wait))
-    with serving(service, max_waiting=1) as client:
+    intercept(own_engine, monkeypatch, once(wait))
+    with serving(own_service, max_waiting=1) as client:
         running = in_thread(client.post, CHAT, json=BODY, timeout=2)
         begun.wait()
         for _ in range(2):
@@ -336,11 +347,13 @@ def test_a_client_that_goes_away_leaves_the_queue(
         assert isinstance(running.exception(), httpx.ReadTimeout)
 
 
-def test_timeout(service: ChatService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timeout(
+    own_service: ChatService, own_engine: OrtEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a request that runs, and of one that waits; the next one is answered."""
-    with serving(service, timeout=0.5) as client:
+    with serving(own_service, timeout=0.5) as client:
         with monkeypatch.context() as patch:
-            intercept(service, patch, never_ending)
+            intercept(own_engine, patch, never_ending)
             other = in_thread(client.post, CHAT, json=BODY)
             for late in (client.post(CHAT, json=BODY), other.result()):
                 assert late.status_code == 408
@@ -388,7 +401,8 @@ def test_a_body_that_does_not_come(service: ChatService) -> None:
     ],
 )
 def test_a_failed_run_is_an_error(
-    service: ChatService,
+    own_service: ChatService,
+    own_engine: OrtEngine,
     monkeypatch: pytest.MonkeyPatch,
     error: str,
     status: int,
@@ -399,10 +413,10 @@ def test_a_failed_run_is_an_error(
     def fail(_options: Any, _run: Callable[[], Any]) -> None:
         raise RuntimeError(error)
 
-    with serving(service) as client:
+    with serving(own_service) as client:
         expected = client.post(CHAT, json=BODY).json()["choices"]
         with monkeypatch.context() as patch:
-            intercept(service, patch, fail)
+            intercept(own_engine, patch, fail)
             failed = client.post(CHAT, json=BODY)
             assert (failed.status_code, error_of(failed)["code"]) == (status, code)
             streamed = client.post(CHAT, json={**BODY, "stream": True}).text

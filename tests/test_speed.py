@@ -65,6 +65,7 @@ def test_a_package_of_random_weights_runs(recipe: Recipe, tmp_path: Path) -> Non
         ("reading", {"tokens_per_s", "drafted_per_s", "drafted_over_plain"}),
         ("extraction", {"tokens_per_s", "drafted_per_s", "drafted_over_plain"}),
         ("choices", {"tokens_per_s", "together_per_s", "together_over_one"}),
+        ("decode_sampled", {"tokens_per_s"}),
     ],
 )
 def test_a_case_records_every_round(

@@ -1,9 +1,6 @@
-"""Prompts and text: tags, pieces, detokenization, stop strings, sampling."""
+"""Prompts and text: tags, pieces, detokenization, stop strings."""
 
 from __future__ import annotations
-
-from collections import Counter
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +10,6 @@ import phi_edge
 from phi_edge import PromptError
 from phi_edge.image import ImageCrops
 from phi_edge.prompt import chat_text, encode_prompt
-from phi_edge.sampling import Sampler
 from phi_edge.text import Detokenizer
 
 from .conftest import REFERENCE_FILES
@@ -119,55 +115,3 @@ def test_stop_strings_across_tokens(tokenizer: Tokenizer, stop: list[str], expec
 def test_empty_stop_string(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="cannot be empty"):
         Detokenizer(tokenizer, [""])
-
-
-LOGITS = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
-
-
-def frequencies(parameters: dict[str, Any], count: int = 4000) -> list[float]:
-    sampler = Sampler(seed=0, **parameters)
-    drawn = Counter(sampler(LOGITS) for _ in range(count))
-    return [drawn[token_id] / count for token_id in range(len(LOGITS))]
-
-
-def test_greedy() -> None:
-    assert Sampler()(LOGITS) == 0
-    assert Sampler(temperature=2, top_k=1)(LOGITS) == 0
-
-
-@pytest.mark.parametrize(
-    ("parameters", "expected"),
-    [
-        ({"temperature": 1}, [0.5, 0.3, 0.15, 0.05]),
-        ({"temperature": 5e-324}, [1, 0, 0, 0]),
-        ({"temperature": 0.5}, [0.685, 0.247, 0.062, 0.007]),
-        ({"temperature": 1, "top_k": 2}, [0.625, 0.375, 0, 0]),
-        ({"temperature": 1, "top_p": 0.75}, [0.625, 0.375, 0, 0]),
-        ({"temperature": 1, "top_p": 0.85}, [0.526, 0.316, 0.158, 0]),
-        ({"temperature": 1, "top_p": 0.01}, [1, 0, 0, 0]),
-    ],
-)
-def test_sampling_distribution(parameters: dict[str, Any], expected: list[float]) -> None:
-    assert frequencies(parameters) == pytest.approx(expected, abs=0.03)
-
-
-def test_seed_repeats() -> None:
-    one, two, other = (Sampler(temperature=1, seed=seed) for seed in (1, 1, 2))
-    draws = [[sampler(LOGITS) for _ in range(50)] for sampler in (one, two, other)]
-    assert draws[0] == draws[1] != draws[2]
-
-
-@pytest.mark.parametrize(
-    "parameters",
-    [
-        {"temperature": -1.0},
-        {"temperature": float("nan")},
-        {"temperature": float("inf")},
-        {"top_p": 0.0},
-        {"top_p": 1.1},
-        {"top_k": 0},
-    ],
-)
-def test_sampling_ranges(parameters: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="must be"):
-        Sampler(**parameters)

@@ -19,7 +19,6 @@ class Piece:
     text: str = ""
     tool_call: ToolCall | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
-    num_tokens: int = 0
     finish_reason: FinishReason | None = None
 
 
@@ -38,7 +37,7 @@ class TextFilter:
             return piece
         self._text += piece.text
         if any(content_filter.finds(self._text) for content_filter in self._filters):
-            return Piece(num_tokens=piece.num_tokens, finish_reason="content_filter")
+            return Piece(finish_reason="content_filter")
         end = len(self._text)
         if not piece.finish_reason:
             end = max(self._num_sent, end - self._num_held)
@@ -66,9 +65,8 @@ class CallReader:
         call = _parse_call(text, self._tools) if piece.finish_reason == "stop" else None
         if call is None:
             return held
-        num_tokens = sum(each.num_tokens for each in held)
         logprobs = tuple(entry for each in held for entry in each.logprobs)
-        return [Piece("", call, logprobs, num_tokens), Piece(finish_reason="tool_calls")]
+        return [Piece("", call, logprobs), Piece(finish_reason="tool_calls")]
 
 
 def _parse_call(text: str, tools: Sequence[Tool]) -> ToolCall | None:

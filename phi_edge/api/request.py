@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from phi_edge.errors import HttpResponseError
+from phi_edge.options import GenerationOptions, SharedOptions
 
 ExtraParameters = Literal["pass-through", "drop", "error"]
 
@@ -211,12 +212,10 @@ StopString = Annotated[str, Field(max_length=MAX_STOP_CHARACTERS)]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 
-class ChatRequest(_Fields):
-    """A chat completions request.
+class ChatRequest(SharedOptions, _Fields):
+    """A chat completions request. Here are the API's own fields, and ranges where these differ.
 
     Attributes:
-        temperature: 0 (the default) takes the most likely token each time.
-        max_tokens: Most tokens of a choice; as many as the context holds when None.
         logit_bias: Token id, as text, -> what is added to its logit.
         n: Choices; they share one prefill.
         seed: Makes draws repeatable; choice k draws with the seed plus k.
@@ -226,12 +225,10 @@ class ChatRequest(_Fields):
     model: str | None = None
     temperature: float = Field(0.0, ge=0, le=2)
     top_p: float = Field(1.0, ge=0, le=1)
-    max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
-    seed: int | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
@@ -266,6 +263,31 @@ class ChatRequest(_Fields):
         """Most tokens of a choice, by either of its names."""
         limits = (self.max_tokens, self.max_completion_tokens)
         return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def may_call_tool(self) -> bool:
+        """Whether the answer can be a call."""
+        return bool(self.tools) and self.tool_choice != "none"
+
+    @property
+    def must_call_tool(self) -> bool:
+        """Whether the answer has to be a call."""
+        return bool(self.tools) and self.tool_choice not in (None, "none", "auto")
+
+    def options(self, json_schema: Mapping[str, Any] | None) -> GenerationOptions:
+        """How the choices are generated, bound to a schema if there is one."""
+        fields = {name: getattr(self, name) for name in SharedOptions.model_fields}
+        fields["max_tokens"] = self.token_limit
+        if self.top_p == 0:  # which still keeps the most likely token
+            fields |= {"top_p": 1.0, "temperature": 0.0}
+        return GenerationOptions(
+            **fields,
+            logit_bias={int(token): bias for token, bias in self.logit_bias.items()},
+            stop=self.stop_strings,
+            num_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            json_schema=json_schema,
+            n=self.n,
+        )
 
 
 def parse_request(body: object, extra_parameters: ExtraParameters = "pass-through") -> ChatRequest:

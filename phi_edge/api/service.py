@@ -12,22 +12,23 @@ from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
+from typing_extensions import TypedDict
 
 from phi_edge.cancel import CancelToken
-from phi_edge.constraint import JsonConstraint, JsonGrammar, SchemaError
+from phi_edge.constraint import SchemaError
 from phi_edge.errors import (
     ContextLengthError,
     HttpResponseError,
     MemoryLimitError,
     PromptError,
 )
-from phi_edge.generation import Generation, GenerationEvent, TokenLogprobs, generate_choices
+from phi_edge.generation import Generation, GenerationEvent, TokenUsage
 from phi_edge.image import DETAIL_CROPS, count_tokens, padded_size
 from phi_edge.image_file import decode_image
 from phi_edge.loaded_model import Model
 from phi_edge.prompt import Prompt, longest_token, plain_text
-from phi_edge.sampling import Sampler
-from phi_edge.text import Detokenizer, token_bytes
+from phi_edge.sampling import TokenLogprobs
+from phi_edge.text import token_bytes
 
 from .conversation import Conversation, ImagePolicy, SystemRole, make_conversation
 from .images import naming, read_image
@@ -51,22 +52,27 @@ from .safety import ContentFilter, PromptFilteredError
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """A request that was found good, and is ready to run."""
+    """A request that was found good.
+
+    Attributes:
+        request: The request.
+        schema_field: The field that says what the completion has to validate by, if one does.
+        generation: Its completions, of which nothing is done yet.
+    """
 
     request: ChatRequest
-    prompt: Prompt
-    constraint: JsonConstraint | None
-    cancel: threading.Event
+    schema_field: str
+    generation: Generation
 
-    @property
-    def calls_tool(self) -> bool:
-        """Whether the answer has to be a call."""
-        return self.request.tool_choice not in (None, "none", "auto")
 
-    @property
-    def may_call_tool(self) -> bool:
-        """Whether the answer can be a call."""
-        return bool(self.request.tools) and self.request.tool_choice != "none"
+class ServiceOptions(TypedDict, total=False):
+    """Arguments of `ChatService`, as keywords of what makes one."""
+
+    image_policy: ImagePolicy
+    system_role: SystemRole
+    content_filters: Sequence[ContentFilter]
+    allowed_image_hosts: Collection[str]
+    max_ttft_ms: float | None
 
 
 class ChatService:
@@ -143,12 +149,10 @@ class ChatService:
         """
         job = self._prepare(request, cancel)
         choices: list[Choice] = []
-        num_completion_tokens = 0
         pieces: list[list[Piece]] = [[] for _ in range(request.n)]
-        for index, piece in self._choices(job):
+        for index, piece in self._pieces(job):
             pieces[index].append(piece)
         for index, collected in enumerate(pieces):
-            num_completion_tokens += sum(piece.num_tokens for piece in collected)
             calls = [piece.tool_call for piece in collected if piece.tool_call]
             text = "".join(piece.text for piece in collected)
             message: AnswerMessage = {
@@ -164,7 +168,7 @@ class ChatService:
                     "logprobs": self._logprobs(request, collected),
                 }
             )
-        usage = _usage(job.prompt, num_completion_tokens)
+        usage = _usage(job.generation.usage)
         self.on_usage(usage)
         return {
             "id": uuid.uuid4().hex,
@@ -197,10 +201,9 @@ class ChatService:
                 "choices": [choice],
             }
 
-        num_completion_tokens, num_running = 0, job.request.n
+        num_running = job.request.n
         started: set[int] = set()
-        for index, piece in self._choices(job):
-            num_completion_tokens += piece.num_tokens
+        for index, piece in self._pieces(job):
             delta: Delta = {"content": piece.text}
             if index not in started:
                 started.add(index)
@@ -219,7 +222,7 @@ class ChatService:
             )
             num_running -= piece.finish_reason is not None
             if not num_running:
-                usage = _usage(job.prompt, num_completion_tokens)
+                usage = _usage(job.generation.usage)
                 result["usage"] = usage
                 self.on_usage(usage)
             yield result
@@ -247,18 +250,17 @@ class ChatService:
         self._check_context(request, num_text_tokens + num_image_tokens)
         prompt = self._encode(conversation, images, num_crops)
         self._check_context(request, prompt.num_tokens, known="")
-        self._check_memory(request, prompt)
-        vocab_size = self.model.manifest.model.vocab_size
-        if request.logit_bias and max(map(int, request.logit_bias)) >= vocab_size:
-            raise HttpResponseError(
-                400, f"logit_bias: token ids end at {vocab_size - 1}", param="logit_bias"
-            )
-        return _Job(request, prompt, self._constrain(request), cancel or CancelToken())
-
-    def _constrain(self, request: ChatRequest) -> JsonConstraint | None:
-        schema, field = _schema(request)
-        with _naming_schema(field):
-            return None if schema is None else self._grammar.constrain(schema)
+        schema, schema_field = _schema(request)
+        options = request.options(schema)
+        try:
+            with _naming_schema(schema_field):
+                generation = self.model.generate(prompt, options, cancel=cancel or CancelToken())
+        except MemoryLimitError as error:
+            raise HttpResponseError(400, str(error), code="memory_limit_exceeded") from None
+        except ValueError as error:
+            field = str(error).partition(":")[0]
+            raise HttpResponseError(400, str(error), param=field) from None
+        return _Job(request, schema_field, generation)
 
     def _check_prompt(self, conversation: Conversation) -> None:
         if any(content_filter.finds(conversation.text) for content_filter in self._filters):
@@ -310,60 +312,25 @@ class ChatService:
                 param="messages" if num_tokens >= context_length else "max_tokens",
             )
 
-    def _check_memory(self, request: ChatRequest, prompt: Prompt) -> None:
-        try:
-            self.model.check_memory(prompt, request.token_limit)
-        except MemoryLimitError as error:
-            raise HttpResponseError(400, str(error), code="memory_limit_exceeded") from None
-
-    @functools.cached_property
-    def _grammar(self) -> JsonGrammar:
-        model = self.model.manifest.model
-        return JsonGrammar(self.model.tokenizer, model.vocab_size, model.eos_token_ids)
-
-    def _choices(self, job: _Job) -> Iterator[tuple[int, Piece]]:
+    def _pieces(self, job: _Job) -> Iterator[tuple[int, Piece]]:
         """Pieces of all choices as they come, each with its choice's number; an empty one first."""
-        request, num_choices = job.request, job.request.n
-        schema_field = _schema(request)[1]
-        num_rows = self.model.count_rows(job.prompt, request.token_limit, num_choices)
+        request, generation = job.request, job.generation
+        filters = [TextFilter(self._filters) for _ in range(request.n)]
+        tools = request.tools if request.may_call_tool else []
+        readers = [CallReader(tools) for _ in range(request.n)]
+        is_started = False
         try:
-            run = self.model.start(job.prompt, job.cancel, request.token_limit, num_rows)
-            try:
-                yield from ((index, Piece()) for index in range(num_choices))
-                completions = [self._generation(job, index) for index in range(num_choices)]
-                filters = [TextFilter(self._filters) for _ in range(num_choices)]
-                tools = request.tools if job.may_call_tool else []
-                readers = [CallReader(tools) for _ in range(num_choices)]
-                with _naming_schema(schema_field):
-                    for index, event in generate_choices(run, completions, num_rows, job.cancel):
-                        piece = filters[index].add(self._piece(event))
-                        if piece.finish_reason:
-                            completions[index].is_finished = True
-                        yield from ((index, ready) for ready in readers[index].add(piece))
-            finally:
-                self.model.keep(job.prompt, run)
+            with generation, _naming_schema(job.schema_field):
+                for event in generation:
+                    if not is_started:  # the prompt is prefilled
+                        is_started = True
+                        yield from ((index, Piece()) for index in range(request.n))
+                    piece = filters[event.index].add(self._piece(event))
+                    if piece.finish_reason:
+                        generation.finish(event.index)
+                    yield from ((event.index, each) for each in readers[event.index].add(piece))
         except ContextLengthError as error:
             raise HttpResponseError(400, str(error), code="context_length_exceeded") from None
-
-    def _generation(self, job: _Job, index: int) -> Generation:
-        request = job.request
-        sampler = Sampler(
-            # A nucleus of nothing still has the most likely token.
-            request.temperature if request.top_p else 0.0,
-            request.top_p or 1.0,
-            seed=None if request.seed is None else (request.seed + index) % 2**63,
-            presence_penalty=request.presence_penalty,
-            frequency_penalty=request.frequency_penalty,
-            logit_bias={int(token): bias for token, bias in request.logit_bias.items()},
-            constraint=job.constraint and job.constraint.copy(),
-        )
-        return Generation(
-            job.prompt.num_tokens,
-            sampler,
-            Detokenizer(self.model.tokenizer, request.stop_strings),
-            self.model.limits(request.token_limit, job.prompt),
-            (request.top_logprobs or 0) if request.logprobs else None,
-        )
 
     def _piece(self, event: GenerationEvent) -> Piece:
         """An event as the API tells it; end tokens count, but have no log probabilities."""
@@ -371,7 +338,7 @@ class ChatService:
         ends = self.model.manifest.model.eos_token_ids
         if event.logprobs is not None and event.token_id not in ends:
             logprobs = (self._token_logprob(event.token_id, event.logprobs),)
-        return Piece(event.text, None, logprobs, 1, event.finish_reason)
+        return Piece(event.text, None, logprobs, event.finish_reason)
 
     def _token_logprob(self, token_id: int, logprobs: TokenLogprobs) -> TokenLogprob:
         top = [self._top_logprob(*pair) for pair in logprobs.top]
@@ -404,17 +371,17 @@ def _least_image_tokens(
     return num_tokens
 
 
-def _usage(prompt: Prompt, num_completion_tokens: int) -> Usage:
+def _usage(usage: TokenUsage) -> Usage:
     return {
-        "prompt_tokens": prompt.num_tokens,
-        "completion_tokens": num_completion_tokens,
-        "total_tokens": prompt.num_tokens + num_completion_tokens,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
     }
 
 
 def _schema(request: ChatRequest) -> tuple[dict[str, Any] | None, str]:
     """What the completion has to validate by, and the field that says so."""
-    if request.tools and request.tool_choice not in (None, "none", "auto"):
+    if request.must_call_tool:
         choice = request.tool_choice
         tools = request.tools
         if isinstance(choice, NamedTool):
@@ -434,9 +401,7 @@ def _naming_schema(field: str) -> Iterator[None]:
     try:
         yield
     except SchemaError as error:
-        raise HttpResponseError(
-            400, f"{field}: the schema cannot be used: {error}", param=field
-        ) from None
+        raise HttpResponseError(400, f"{field}: {error}", param=field) from None
 
 
 def _call_schema(tool: Tool) -> dict[str, Any]:

@@ -7,6 +7,9 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
 
+from phi_edge.cancel import close
+from phi_edge.errors import GenerationCancelled
+
 T = TypeVar("T")
 
 _END: Any = object()
@@ -17,24 +20,49 @@ async def call(function: Callable[[], T], cancel: threading.Event) -> T:
 
     Args:
         function: What to call.
-        cancel: Set when the task is cancelled; the function has to look at it.
+        cancel: Set when the task is cancelled; the function has to look at it. The task ends when
+            the function has, so that nothing goes on behind its back.
     """
+    work = asyncio.ensure_future(asyncio.to_thread(function))
+    # Nobody may be left to take an exception.
+    work.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
-        return await asyncio.to_thread(function)
+        return await asyncio.shield(work)
     except asyncio.CancelledError:
         cancel.set()
+        await asyncio.wait([work])
         raise
 
 
-async def iterate(iterator: Iterator[T], cancel: threading.Event) -> AsyncIterator[T]:
-    """Take an iterator's items in a thread, each as it comes.
+class AsyncStream(AsyncIterator[T]):
+    """An iterator's items, each taken in a thread as it comes."""
 
-    Args:
-        iterator: What to take from.
-        cancel: Set when the task is cancelled, or no more is taken.
-    """
-    try:
-        while (item := await call(lambda: next(iterator, _END), cancel)) is not _END:
-            yield item
-    finally:
-        cancel.set()
+    def __init__(self, iterator: Iterator[T], cancel: threading.Event) -> None:
+        """Take what to iterate over, and the event that ends its work."""
+        self._iterator = iterator
+        self._cancel = cancel
+        self._is_closed = False
+        self._lock = asyncio.Lock()
+
+    async def __anext__(self) -> T:
+        async with self._lock:
+            if self._is_closed:
+                raise StopAsyncIteration
+            try:
+                item = await call(lambda: next(self._iterator, _END), self._cancel)
+            except BaseException as error:
+                is_closed, self._is_closed = self._is_closed, True
+                await asyncio.to_thread(close, self._iterator, self._cancel)
+                if not (is_closed and isinstance(error, GenerationCancelled)):
+                    raise
+                item = _END
+        if item is _END:
+            raise StopAsyncIteration
+        return item
+
+    async def aclose(self) -> None:
+        """End the work; nothing more comes. Waits until the work has come to its end."""
+        self._is_closed = True
+        self._cancel.set()
+        async with self._lock:
+            await asyncio.to_thread(close, self._iterator, self._cancel)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 from phi_edge.image import ImageCrops
 from phi_edge.image_file import open_image
 from phi_edge.loaded_model import Model
+from phi_edge.options import GenerationOptions
 from phi_edge.prompt import chat_text, image_tags
 
-from .options import loading_options, model_option, ttft_option
+from .options import generation_options, loading_options, model_option, ttft_option
 
 
 @click.command()
@@ -29,10 +29,7 @@ from .options import loading_options, model_option, ttft_option
 )
 @click.option("--num-crops", type=click.IntRange(min=1), help="Most crops an image.")
 @click.option("--system", help="System message.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=1024, show_default=True)
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True)
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
-@click.option("--seed", type=int, help="Makes sampling repeatable.")
+@generation_options
 @ttft_option
 @loading_options
 def chat(
@@ -44,7 +41,7 @@ def chat(
     system: str | None,
     max_ttft_ms: float | None,
     load: Callable[[Path | None], Model],
-    **sampling: Any,
+    options: GenerationOptions,
 ) -> None:
     """Answer PROMPT; without one, hold a conversation until the end of input."""
     images = [open_image(path) for path in image_paths]
@@ -61,7 +58,7 @@ def chat(
         for question in [prompt] if prompt is not None else _ask():
             turns.append(("user", tags + question))
             tags = ""
-            turns.append(("assistant", _answer(model, turns, crops, sampling)))
+            turns.append(("assistant", _answer(model, turns, crops, options)))
 
 
 def _ask() -> Iterator[str]:
@@ -81,12 +78,12 @@ def _answer(
     model: Model,
     turns: Sequence[tuple[str, str]],
     crops: Sequence[ImageCrops],
-    sampling: dict[str, Any],
+    options: GenerationOptions,
 ) -> str:
     """Stream an answer to the terminal and give it back."""
     pieces = []
     prompt = model.encode_prompt(chat_text(turns), crops)
-    for event in model.generate(prompt, **sampling):
+    for event in model.generate(prompt, options):
         pieces.append(event.text)
         click.echo(event.text, nl=False)
     click.echo()

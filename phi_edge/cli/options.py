@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from phi_edge.loading import ENGINES, load_model
+from phi_edge.options import GenerationOptions, SharedOptions
 from phi_edge.providers import AUTO
 from phi_edge.session import PROVIDERS
 
@@ -111,3 +113,65 @@ def loading_options(command: Command) -> Command:
     for option in reversed(_LOADING):
         result = option(result)
     return result
+
+
+def generation_options(command: Command) -> Command:
+    """Give a command the options of how text is generated; it gets `options`."""
+
+    @functools.wraps(command)
+    def generating(
+        *, stop: tuple[str, ...], json_schema: dict[str, Any] | None, **arguments: Any
+    ) -> Any:
+        fields = {name: arguments.pop(name) for name in SharedOptions.model_fields}
+        try:
+            options = GenerationOptions(**fields, stop=stop, json_schema=json_schema)
+        except ValueError as error:
+            name, _, problem = str(error).partition(":")
+            raise click.UsageError(f"--{name.replace('_', '-')}:{problem}") from None
+        return command(options=options, **arguments)
+
+    result: Command = generating
+    for option in reversed([*map(_shared_option, SharedOptions.model_fields), *_TEXT_OPTIONS]):
+        result = option(result)
+    return result
+
+
+def _shared_option(name: str) -> Callable[[Command], Command]:
+    """A field of `SharedOptions`, which checks its range, as an option of its own name."""
+    field = SharedOptions.model_fields[name]
+    default = _CHAT_DEFAULTS.get(name, field.default)
+    kind, *_ = get_args(field.annotation) or (field.annotation,)
+    return click.option(
+        f"--{name.replace('_', '-')}",
+        type=kind,
+        default=default,
+        show_default=default is not None,
+        help=field.description,
+    )
+
+
+def _read_schema(
+    _context: click.Context, _parameter: click.Parameter, path: Path | None
+) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise click.BadParameter(f"{path} is no JSON file: {error}") from None
+    if not isinstance(schema, dict):
+        raise click.BadParameter(f"{path} holds no JSON object")
+    return schema
+
+
+# An answer that goes on without end would fill the whole context.
+_CHAT_DEFAULTS = {"max_tokens": 1024}
+_TEXT_OPTIONS = (
+    click.option("--stop", multiple=True, help="Text that ends an answer; may be repeated."),
+    click.option(
+        "--json-schema",
+        type=click.Path(path_type=Path),
+        callback=_read_schema,
+        help="File with a JSON schema that answers have to fit.",
+    ),
+)

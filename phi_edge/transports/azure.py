@@ -25,8 +25,8 @@ from azure.core.utils import CaseInsensitiveDict
 
 from phi_edge.api.routes import Reply, Request, Routes
 from phi_edge.api.service import ChatService
-from phi_edge.api.threads import call, iterate
-from phi_edge.cancel import CancelToken
+from phi_edge.api.threads import AsyncStream, call
+from phi_edge.cancel import CancelToken, close
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -151,12 +151,9 @@ class _Answer:
         if self.status_code >= HTTPStatus.BAD_REQUEST:
             raise HttpResponseError(response=self)
 
-    def _close(self) -> None:
-        self._is_closed = True
-        self._cancel.set()
-
     def _chunks(self) -> Iterator[bytes]:
-        return iter([self._content]) if self._content is not None else iter(self._reply.body)  # type: ignore[arg-type]
+        body = self._reply.body if self._content is None else self._content
+        return iter([body]) if isinstance(body, bytes) else body
 
 
 class _LocalResponse(_Answer, HttpResponse):
@@ -177,22 +174,28 @@ class _LocalResponse(_Answer, HttpResponse):
     iter_bytes = iter_raw
 
     def close(self) -> None:
-        self._close()
+        self._is_closed = True
+        close(self._chunks(), self._cancel)
 
 
 class _AsyncLocalResponse(_Answer, AsyncHttpResponse):
+    def __init__(self, request: HttpRequest, reply: Reply, cancel: threading.Event) -> None:
+        super().__init__(request, reply, cancel)
+        self._stream = AsyncStream(self._chunks(), cancel)
+
     async def __aexit__(self, *args: object) -> None:
         await self.close()
 
     async def read(self) -> bytes:
         if self._content is None:
-            self._content = b"".join([chunk async for chunk in self.iter_raw()])
+            self._content = b"".join([chunk async for chunk in self._stream])
         return self._content
 
     def iter_raw(self, **_options: Any) -> AsyncIterator[bytes]:
-        return iterate(self._chunks(), self._cancel)
+        return self._stream if self._content is None else AsyncStream(self._chunks(), self._cancel)
 
     iter_bytes = iter_raw
 
     async def close(self) -> None:
-        self._close()
+        self._is_closed = True
+        await self._stream.aclose()

@@ -13,14 +13,14 @@ httpx2.
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import httpx
 
 from phi_edge.api.routes import Reply, Request, Routes
 from phi_edge.api.service import ChatService
-from phi_edge.api.threads import call, iterate
-from phi_edge.cancel import CancelToken
+from phi_edge.api.threads import AsyncStream, call
+from phi_edge.cancel import CancelToken, close
 
 
 class LocalTransport(httpx.BaseTransport):
@@ -63,20 +63,11 @@ class _Stream(httpx.SyncByteStream):
         return self._body
 
     def close(self) -> None:
-        self._cancel.set()
-        self._body = iter(())
+        close(self._body, self._cancel)
 
 
-class _AsyncStream(httpx.AsyncByteStream):
-    def __init__(self, body: Iterator[bytes], cancel: threading.Event) -> None:
-        self._body = iterate(body, cancel)
-        self._cancel = cancel
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._body
-
-    async def aclose(self) -> None:
-        self._cancel.set()
+class _AsyncStream(AsyncStream[bytes], httpx.AsyncByteStream):
+    pass
 
 
 def _read(request: httpx.Request, content: bytes) -> Request:

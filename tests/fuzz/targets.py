@@ -61,10 +61,10 @@ def decode_body(body: Any) -> None:
 class _Parrot(ChatService):
     """Says the same whatever it is asked; a model is needed to read requests."""
 
-    def _choices(self, job: Any) -> Iterator[tuple[int, Piece]]:
+    def _pieces(self, job: Any) -> Iterator[tuple[int, Piece]]:
         for index in range(job.request.n):
             yield index, Piece()
-            yield index, Piece("Hello.", num_tokens=2, finish_reason="stop")
+            yield index, Piece("Hello.", finish_reason="stop")
 
 
 @functools.cache
