@@ -111,6 +111,13 @@ def decode_2380(bench: Bench) -> None:
     _decode(bench, 2380)
 
 
+def decode_sampled(bench: Bench) -> None:
+    """Tokens per second after 64 tokens, at temperature 0.8 and top_p 0.95; of our sides alone."""
+    sides = bench.prepare("sampled", num_tokens=4)
+    for number, side in bench.turns(sides):
+        bench.record(side, number, side.ask("sampled", num_tokens=32))
+
+
 def vision(bench: Bench) -> None:
     """Vision tower: seconds a crop."""
     sides = bench.prepare("vision", seed=0)
@@ -219,6 +226,7 @@ CASES: dict[str, Callable[[Bench], None]] = {
         prefill_2380,
         decode_512,
         decode_2380,
+        decode_sampled,
         vision,
         photo,
         second_question,

@@ -25,6 +25,7 @@ from .protocol import Figures, peak_rss_bytes, serve
 
 # What the chat template and a question of 20 words come to with the checkpoint's tokenizer.
 _NUM_TOKENS_BEFORE, _NUM_TOKENS_AFTER = 5, 30
+_NUM_TOKENS_SAMPLED_AFTER = 64
 
 
 class Ours:
@@ -61,6 +62,22 @@ class Ours:
             token_id = int(self._run.append(token_id).argmax())
         rate = num_tokens / (time.perf_counter() - start)
         return {"tokens_per_s": rate, "weight_bytes_per_s": rate * self._weight_bytes}
+
+    def sampled(self, num_tokens: int) -> Figures:
+        """Generate tokens that are drawn, after a prompt of random tokens, nothing drafted."""
+        events = self._model.generate(
+            phi_edge.Prompt(self._tokens(_NUM_TOKENS_SAMPLED_AFTER)),
+            max_tokens=num_tokens + 1,
+            temperature=0.8,
+            top_p=0.95,
+            logit_bias=dict.fromkeys(self._model.manifest.model.eos_token_ids, -1000.0),
+            draft_tokens=0,
+        )
+        next(events)
+        start = time.perf_counter()
+        for _ in events:
+            pass
+        return {"tokens_per_s": num_tokens / (time.perf_counter() - start)}
 
     def choices(self, num_rows: int, num_tokens: int) -> Figures:
         """Decode a sequence, and then so many copies of it together; tokens of all copies count."""
