@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from phi_edge import client
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from phi_edge.client import ClientOptions, CompleteArguments, ModelSource
+
+
+Load = Callable[[], client.ChatCompletionsClient]
 
 
 class AsyncStreamingChatCompletions(AsyncStream[StreamingChatCompletionsUpdate]):
@@ -47,17 +52,24 @@ class ChatCompletionsClient:
                 method that is awaited.
         """
         client.split_options(model, options)
-        self._load = lambda: client.ChatCompletionsClient(model, **options)
-        self._loading: asyncio.Future[client.ChatCompletionsClient] | None = None
+        self._load: Load = partial(client.ChatCompletionsClient, model, **options)
+        self._loaded: client.ChatCompletionsClient | None = None
         self._is_closed = False
+        self._lock = threading.Lock()
 
     async def _client(self) -> client.ChatCompletionsClient:
-        if self._is_closed:
-            raise EngineError("the client is closed: make another")
-        if self._loading is None:
-            self._loading = asyncio.ensure_future(asyncio.to_thread(self._load))
-        # One that gives up waiting leaves it to the others.
-        return await asyncio.shield(self._loading)
+        if self._loaded is not None:
+            return self._loaded
+        return await asyncio.to_thread(self._load_once)
+
+    def _load_once(self) -> client.ChatCompletionsClient:
+        with self._lock:
+            if self._loaded is not None:
+                return self._loaded
+            if self._is_closed:
+                raise EngineError("the client is closed: make another")
+            self._loaded = self._load()
+            return self._loaded
 
     async def __aenter__(self) -> Self:
         await self._client()
@@ -68,11 +80,13 @@ class ChatCompletionsClient:
 
     async def close(self) -> None:
         """Close the model, if the client loaded it."""
-        self._is_closed = True
-        if self._loading is not None:
-            await asyncio.wait([self._loading])
-            if self._loading.exception() is None:
-                await asyncio.to_thread(self._loading.result().close)
+        await asyncio.to_thread(self._close_once)
+
+    def _close_once(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            if self._loaded is not None:
+                self._loaded.close()
 
     async def get_model_info(self) -> ModelInfo:
         """Tell what the model is."""

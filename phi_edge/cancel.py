@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -53,6 +53,10 @@ def close(iterator: Iterator[Any], cancel: threading.Event) -> None:
     Where another thread is in the middle of it, that one brings it to its end.
     """
     cancel.set()
-    if close_generator := getattr(iterator, "close", None):
-        with suppress(ValueError):  # a generator that is running
-            close_generator()
+    if (close_generator := getattr(iterator, "close", None)) is None:
+        return
+    try:
+        close_generator()
+    except ValueError as error:
+        if "already executing" not in str(error):
+            raise

@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 from phi_edge.api.request import parse_request
 from phi_edge.api.service import ChatService, ServiceOptions
 from phi_edge.cancel import CancelToken, close
+from phi_edge.errors import GenerationCancelled
 from phi_edge.json_view import to_json
 from phi_edge.loaded_model import Model
 from phi_edge.loading import LoadOptions, load_model
@@ -74,12 +75,18 @@ class StreamingChatCompletions:
     def __init__(self, updates: Iterator[Mapping[str, Any]], cancel: threading.Event) -> None:
         self._updates = updates
         self._cancel = cancel
+        self._is_closed = False
 
     def __iter__(self) -> Iterator[StreamingChatCompletionsUpdate]:
         return self
 
     def __next__(self) -> StreamingChatCompletionsUpdate:
-        return StreamingChatCompletionsUpdate(next(self._updates))
+        try:
+            return StreamingChatCompletionsUpdate(next(self._updates))
+        except GenerationCancelled:
+            if self._is_closed:
+                raise StopIteration from None
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -88,7 +95,8 @@ class StreamingChatCompletions:
         self.close()
 
     def close(self) -> None:
-        """End the work; nothing more comes."""
+        """End the work; nothing more comes. Any thread may call it."""
+        self._is_closed = True
         close(self._updates, self._cancel)
 
 
@@ -209,7 +217,7 @@ class ChatCompletionsClient:
         given: dict[str, Any] = {
             name: value for name, value in arguments.items() if value is not None
         }
-        extras = {**self._defaults.get("model_extras", {}), **given.get("model_extras", {})}
+        extras = {**(self._defaults.get("model_extras") or {}), **given.get("model_extras", {})}
         return _make_body({**self._defaults, **given, "model_extras": extras}) | streaming
 
     def send(

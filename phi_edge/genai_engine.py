@@ -119,7 +119,7 @@ class GenaiEngine:
         rows: Iterable[Rows],
         rope_limit: int,
     ) -> GenaiRun:
-        """Not to be had."""
+        """Refuse: onnxruntime-genai takes no keys and values."""
         raise EngineError(_NO_ROWS)
 
     def close(self) -> None:
@@ -217,7 +217,7 @@ class GenaiRun(Lent):
         """See `Run.fork`; a generator's cache cannot be copied."""
 
     def rows(self, num_tokens: int) -> Iterator[Rows]:
-        """Not to be had."""
+        """Refuse: onnxruntime-genai does not give them."""
         raise EngineError(_NO_ROWS)
 
     def _current_logits(self) -> Logits:

@@ -163,7 +163,10 @@ class Generation(Iterator[GenerationEvent]):
         self.close()
 
     def close(self) -> None:
-        """End all completions: no event follows."""
+        """End all completions: no event follows.
+
+        It is called in the thread that takes the events; another one sets `cancel`.
+        """
         self._events.close()
 
     def finish(self, index: int) -> None:
@@ -171,11 +174,19 @@ class Generation(Iterator[GenerationEvent]):
         self._completions[index].is_finished = True
 
     def answer(self) -> Answer:
-        """Take all events of a single completion, and put them together."""
+        """Generate a single completion to its end.
+
+        Raises:
+            ValueError: There are several, or some of its events were taken already.
+        """
+        if len(self._completions) != 1 or self._completions[0].token_ids:
+            raise ValueError("an answer is a single completion from its first token on")
         events = list(self)
+        if not events:
+            raise ValueError("the generation was closed")
         return Answer(
             "".join(event.text for event in events),
-            events[-1].finish_reason or "stop",
+            events[-1].finish_reason or "length",
             self.usage,
             tuple(event.logprobs for event in events if event.logprobs),
         )

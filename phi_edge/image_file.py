@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from phi_edge.errors import ImageError
 
@@ -25,7 +25,9 @@ ImageSource = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 MAX_PIXELS_VARIABLE = "PHI_EDGE_MAX_IMAGE_PIXELS"
 # 201 MB as RGB. Pillow itself opens none with more than twice its `Image.MAX_IMAGE_PIXELS`.
 _DEFAULT_MAX_PIXELS = 2**26
-_PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
+_PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
+# Some photos are several JPEGs in a file.
+_SAME_FORMATS = {"MPO": "JPEG"}
 _ADDRESS = re.compile(r"data:|\w+://")
 _MAX_SHOWN_CHARACTERS = 200
 # What errors call an image that is no file.
@@ -39,21 +41,22 @@ def to_image(source: ImageSource) -> Image.Image:
     """Make a Pillow image of whatever an image is given as.
 
     Args:
-        source: A path or the bytes of a file, as in `open_image`; a Pillow image, which stays as it
-            is; or an array uint8 [height, width] of grey, or [height, width, 3 or 4] of RGB(A).
+        source: A path or the bytes of a file, as in `open_image`; a Pillow image, which is turned
+            upright as its EXIF orientation says, too; or an array uint8 [height, width] of grey,
+            or [height, width, 3 or 4] of RGB(A).
 
     Raises:
         ImageError: It is no image, damaged, or an array of another shape or type.
         TypeError: It is none of these.
     """
     if isinstance(source, Image.Image):
-        return source
+        with decoding("the image"):
+            is_upright = source.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            return source if is_upright else ImageOps.exif_transpose(source)
     if isinstance(source, bytes):
         return open_image(io.BytesIO(source))
-    if isinstance(source, str) and _ADDRESS.match(source):
-        raise ImageError(f"{source[:40]!r} is an address, and nothing is fetched: give a file")
     if isinstance(source, str | Path):
-        return open_image(Path(source))
+        return open_image(_to_path(source))
     if isinstance(source, np.ndarray):
         return _from_array(source)
     raise TypeError(
@@ -83,21 +86,51 @@ def to_file(source: ImageSource, image_format: str | None = None) -> tuple[bytes
 
     Raises:
         FileNotFoundError: There is no such file.
-        ImageError: It is no image, where that was looked at.
+        ImageError: It cannot be read, or is no image where that was looked at.
         TypeError: As in `to_image`.
     """
     if isinstance(source, bytes | str | Path):
-        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        content = source if isinstance(source, bytes) else _read(_to_path(source))
         if image_format is not None:
             return content, f"image/{image_format}"
         kind = read_header(io.BytesIO(content)).format or ""
-        return content, Image.MIME.get(kind, f"image/{kind.lower()}")
+        return content, Image.MIME.get(_SAME_FORMATS.get(kind, kind), f"image/{kind.lower()}")
     image = to_image(source)
-    if image.mode not in _PNG_MODES:
+    if image.mode == "I":
+        image = image.convert("I;16" if np.asarray(image).max() > 255 else "L")
+    elif image.mode not in _PNG_MODES:
         image = image.convert("RGB")
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue(), Image.MIME["PNG"]
+
+
+def _to_path(source: str | Path) -> Path:
+    """A path that may name a file.
+
+    Raises:
+        ImageError: It cannot; it is an address, for example.
+    """
+    text = str(source)
+    if isinstance(source, str) and _ADDRESS.match(source):
+        raise ImageError(f"{text[:40]!r} is an address, and nothing is fetched: give a file")
+    if "\0" in text:
+        raise ImageError(f"{_shorten(text)!r} is no path: it has null characters")
+    return Path(source)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ImageError(f"{_shorten(str(path))} cannot be read: {error.strerror}") from None
+
+
+def _shorten(name: str) -> str:
+    too_long = len(name) > _MAX_SHOWN_CHARACTERS
+    return f"{name[:_MAX_SHOWN_CHARACTERS]}..." if too_long else name
 
 
 def open_image(source: Path | BinaryIO) -> Image.Image:
@@ -117,11 +150,7 @@ def open_image(source: Path | BinaryIO) -> Image.Image:
     """
     if not isinstance(source, Path):
         return decode_image(read_header(source))
-    name = str(source)
-    if len(name) > _MAX_SHOWN_CHARACTERS:
-        name = f"{name[:_MAX_SHOWN_CHARACTERS]}..."
-    if "\0" in name:
-        raise ImageError(f"{name!r} cannot be read: a path has no null characters")
+    name = _shorten(str(source))
     try:
         with source.open("rb") as file:
             return decode_image(read_header(file, name), name)

@@ -254,8 +254,8 @@ class Model:
     def _begin(self, prompt: Prompt, options: GenerationOptions) -> list[Completion]:
         """Completions that have no tokens yet."""
         model = self.manifest.model
-        if max(options.logit_bias, default=0) >= model.vocab_size:
-            raise ValueError(f"logit_bias: token ids end at {model.vocab_size - 1}")
+        if any(not 0 <= token_id < model.vocab_size for token_id in options.logit_bias or ()):
+            raise ValueError(f"logit_bias: token ids are 0 to {model.vocab_size - 1}")
         constraint = self._constrain(options)
         # The last token is chosen, and never appended.
         max_tokens = self._budget.max_length(prompt, None) - prompt.num_tokens + 1
@@ -268,7 +268,7 @@ class Model:
                     options,
                     index=index,
                     prompt_ids=prompt.input_ids,
-                    constraint=constraint and constraint.copy(),
+                    constraint=None if constraint is None else constraint.copy(),
                 ),
                 Detokenizer(self.tokenizer, options.stop_strings),
                 model.eos_token_ids,

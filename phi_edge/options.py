@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import TypedDict
 
 from phi_edge.constraint import Constraint
@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 _MAX_SHOWN_CHARACTERS = 80
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+# What is added to logits; far beyond what any token needs, and far from what float32 holds.
+Addend = Annotated[float, Field(ge=-1e4, le=1e4)]
+
+
+def _as_tuple(stop: Sequence[str] | str) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
 class SharedOptions(BaseModel):
@@ -33,10 +38,13 @@ class SharedOptions(BaseModel):
     max_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="Most tokens of a completion; unset, as many as the context holds.",
+        description="Most tokens of an answer.",
     )
-    temperature: Finite = Field(
-        default=0.0, ge=0, description="0 takes the most likely token; above, answers vary more."
+    temperature: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="0 takes the most likely token; above, answers vary more.",
     )
     top_p: float = Field(
         default=1.0,
@@ -55,32 +63,32 @@ class SharedOptions(BaseModel):
         description="Keep tokens with at least this part of the largest probability.",
     )
     # Keskar et al., "CTRL", 2019, https://arxiv.org/abs/1909.05858, section 4.1
-    repetition_penalty: Finite = Field(
+    repetition_penalty: float = Field(
         default=1.0,
-        gt=0,
-        description="Logits of tokens that the prompt or the completion has are divided by it "
-        "where they are positive, and multiplied where not; 1 changes nothing.",
+        ge=0.01,
+        le=100,
+        description="Above 1, tokens that the prompt or the answer has become less likely: their "
+        "logits are divided by it where positive, and multiplied where negative.",
     )
     # The next two are OpenAI's: https://platform.openai.com/docs/api-reference/chat/create
-    presence_penalty: Finite = Field(
-        default=0.0, description="Taken once from the logit of each token that the completion has."
+    presence_penalty: Addend = Field(
+        default=0.0, description="Subtracted from the logit of each token that the answer has."
     )
-    frequency_penalty: Finite = Field(
-        default=0.0, description="Taken from it as often as the completion has the token."
+    frequency_penalty: Addend = Field(
+        default=0.0,
+        description="Subtracted from a token's logit once for each time that the answer has it.",
     )
-    seed: int | None = Field(
-        default=None, description="Makes draws repeatable; completion k draws with the seed plus k."
-    )
+    seed: int | None = Field(default=None, description="Makes draws repeatable.")
     draft_tokens: int = Field(
         default=DRAFT_TOKENS,
         ge=0,
         description="Most tokens that are guessed ahead where a text repeats itself; 0 for none. "
-        "It changes the speed, and the answer no more than rounding does.",
+        "This changes the speed, and the answer no more than rounding does.",
     )
 
 
 class GenerationOptions(SharedOptions):
-    """How completions of a prompt are generated. It cannot be changed; `replace` makes another.
+    """How completions of a prompt are generated. Fields cannot be set; `replace` makes a copy.
 
     `repetition_penalty`, `logit_bias`, the other penalties and the constraint change the logits, in
     this order. They are divided by `temperature`. `top_k` keeps some tokens, `top_p` a part of
@@ -93,15 +101,16 @@ class GenerationOptions(SharedOptions):
             most likely ones; none when None.
         json_schema: JSON schema by which a completion validates, unless `max_tokens` cuts it.
         constraint: The same for what no schema says; each completion gets a copy.
-        n: Completions of the prompt, which share its prefill.
+        n: Completions of the prompt, which share its prefill. The k-th, from 0, draws with the
+            seed plus k. Without `max_tokens`, each goes on to the end of the context.
 
     Raises:
-        ValueError: A value is out of its range or of another type.
+        ValueError: A value is out of its range, or cannot be read as what it has to be.
         TypeError: There is no such option.
     """
 
-    logit_bias: Mapping[int, Finite] = {}
-    stop: Sequence[str] | str = ()
+    logit_bias: Mapping[int, Addend] | None = None
+    stop: Annotated[Sequence[str] | str, AfterValidator(_as_tuple)] = ()
     num_logprobs: int | None = Field(default=None, ge=0)
     json_schema: Mapping[str, Any] | None = None
     constraint: Constraint | None = None
@@ -126,7 +135,7 @@ class GenerationOptions(SharedOptions):
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """`stop` as a tuple."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return _as_tuple(self.stop)
 
     def replace(self, **fields: Unpack[OptionFields]) -> GenerationOptions:
         """Make a copy in which some fields are others."""
@@ -146,7 +155,7 @@ class OptionFields(TypedDict, total=False):
     frequency_penalty: float
     seed: int | None
     draft_tokens: int
-    logit_bias: Mapping[int, float]
+    logit_bias: Mapping[int, float] | None
     stop: Sequence[str] | str
     num_logprobs: int | None
     json_schema: Mapping[str, Any] | None
@@ -157,7 +166,7 @@ class OptionFields(TypedDict, total=False):
 def _plain_error(error: ValidationError) -> ValueError | TypeError:
     """What pydantic found first, in a line."""
     problem = error.errors(include_url=False)[0]
-    name = ".".join(map(str, problem["loc"][:1]))
+    name = str(problem["loc"][0]) if problem["loc"] else ""
     if problem["type"] == "extra_forbidden":
         return TypeError(f"there is no option {name!r}")
     message = problem["msg"].removeprefix("Value error, ")

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from phi_edge.budget import MemoryBudget
-from phi_edge.caches import FeatureCache, PrefixCache
+from phi_edge.caches import FeatureCache, PrefixCache, count_common_tokens
 from phi_edge.disk_cache import DiskCache
 from phi_edge.engine import Engine, Features, Run, check_cancelled
 from phi_edge.errors import EngineError
@@ -123,9 +123,16 @@ class RunPool:
         # A rewound run may have nothing of use: at the change of the RoPE factors, for example.
         if self._engine is None or not run.num_cached:
             return
-        if self._disk is not None and run.num_tokens >= prompt.num_tokens:
+        if self._disk is not None and self._begins_with(run, prompt):
             self._disk.save_run(prompt, run)
         self._prefixes.put(prompt, run)
+
+    @staticmethod
+    def _begins_with(run: Run, prompt: Prompt) -> bool:
+        """Whether a run, which may have been rewound, has the whole prompt still."""
+        images = prompt.images
+        shared = count_common_tokens(run.input_ids, images, prompt.input_ids, images)
+        return shared == prompt.num_tokens
 
 
 def _extend(run: Run, prompt: Prompt, features: Features, cancel: threading.Event | None) -> None:

@@ -56,13 +56,15 @@ class Sampler:
         """
         self._options = options
         self.constraint = constraint
-        # Any integer is a seed, and NumPy takes none that is negative.
-        seed = None if options.seed is None else (options.seed + index) % 2**63
+        seed = None if options.seed is None else options.seed + index
+        if seed is not None and seed < 0:
+            seed %= 2**63  # any integer is a seed, and NumPy takes no negative one
         self._generator = np.random.default_rng(seed)
         prompt = np.asarray(() if options.repetition_penalty == 1 else prompt_ids, np.int64)
         self._prompt_ids = np.unique(prompt[prompt >= 0])
-        self._bias_ids = np.array(list(options.logit_bias), np.int64)
-        self._biases = np.array(list(options.logit_bias.values()), np.float32)
+        biases = options.logit_bias or {}
+        self._bias_ids = np.array(list(biases), np.int64)
+        self._biases = np.array(list(biases.values()), np.float32)
         self._counts: Counter[int] = Counter()
 
     def __call__(self, logits: Logits) -> int:
@@ -123,10 +125,10 @@ def draw(logits: Logits, number: float, options: GenerationOptions) -> int:
             low = high = weights.sum()
         find = partial(_find, weights, number=number, options=options, is_whole=is_whole)
         place = find(low)
-        if low != high and place != find(high):  # so near an edge that every bit counts
-            low = high = _weights(logits, head[0], options.temperature).sum()
-            place = find(low)
+        other = place if is_whole else find(high)
         size = min(_HEAD_GROWTH * size, logits.size)
+        if place != other:  # so near an edge that every bit counts
+            place, size = None, logits.size
     equal = logits == head[place]
     num_equal_before = place - int(np.searchsorted(-head, -head[place]))
     return int(np.flatnonzero(equal)[num_equal_before] if num_equal_before else equal.argmax())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 import phi_edge
 from phi_edge import HttpResponseError, aio
 from phi_edge.api.service import ChatService
-from phi_edge.api.threads import AsyncStream
+from phi_edge.api.threads import AsyncStream, call
 from phi_edge.models import UserMessage
 
 MESSAGES = [UserMessage(content="How many languages are in the world?")]
@@ -75,7 +77,7 @@ def test_the_event_loop_goes_on_while_a_model_loads(compact_fp32: Path) -> None:
         assert both.result()[0] == both.result()[1]
         await client.close()
         with pytest.raises(phi_edge.EngineError, match="closed"):
-            await client.get_model_info()
+            await client.complete(messages=MESSAGES, max_tokens=1)
 
     asyncio.run(load())
 
@@ -108,6 +110,44 @@ def test_giving_up_on_a_model_that_loads(compact_fp32: Path) -> None:
         await client.close()
 
     asyncio.run(load())
+
+
+def test_loops_that_come_and_go(compact_fp32: Path) -> None:
+    """A client belongs to no loop: one ends while it loads, and others go on with it."""
+    client = aio.ChatCompletionsClient(compact_fp32)
+
+    async def give_up() -> None:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(client.get_model_info(), 1e-3)
+
+    asyncio.run(give_up())
+    for _ in range(2):
+        answer = asyncio.run(client.complete(messages=MESSAGES, max_tokens=1))
+        assert answer.usage.completion_tokens == 1
+    asyncio.run(client.close())
+    with pytest.raises(phi_edge.EngineError, match="closed"):
+        asyncio.run(client.complete(messages=MESSAGES, max_tokens=1))
+
+
+def test_a_call_that_waits_for_a_thread_is_not_made_once_it_is_cancelled() -> None:
+    done, release = [], threading.Event()
+
+    async def give_up() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        busy = loop.run_in_executor(None, release.wait)
+        cancel = threading.Event()
+        waiting = asyncio.create_task(call(lambda: done.append(1), cancel))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert cancel.is_set()
+        release.set()
+        await busy
+
+    asyncio.run(give_up())
+    assert done == []
 
 
 class Watch:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 import phi_edge
 from phi_edge import Answer, ImageError, TokenUsage, chat_text
@@ -105,6 +105,30 @@ def test_one_image_is_a_list_too(model: phi_edge.Model, image: Any) -> None:
 def test_other_objects_are_no_images(model: phi_edge.Model) -> None:
     with pytest.raises(TypeError, match=r"not builtins\.int"):
         model.ask("What?", images=[5])  # type: ignore[list-item]
+
+
+def test_a_photo_is_upright_however_it_is_given(model: phi_edge.Model, tmp_path: Path) -> None:
+    photo = Image.open(FILE).convert("RGB")
+    photo.getexif()[ExifTags.Base.Orientation] = 6
+    photo.save(tmp_path / "photo.jpeg", exif=photo.getexif())
+    expected = model.encode_prompt("<|image_1|>", [tmp_path / "photo.jpeg"], num_crops=1)
+    assert expected.images[0].digest != model.preprocess(photo, 1).digest
+    for source in ((tmp_path / "photo.jpeg").read_bytes(), Image.open(tmp_path / "photo.jpeg")):
+        found = model.encode_prompt("<|image_1|>", [source], num_crops=1)
+        assert found.images[0].digest == expected.images[0].digest
+
+
+def test_an_answer_is_a_whole_completion(model: phi_edge.Model) -> None:
+    with pytest.raises(ValueError, match="single completion"):
+        model.stream("Hi", n=2, max_tokens=3).answer()
+    begun = model.stream("Hi", max_tokens=3)
+    next(begun)
+    with pytest.raises(ValueError, match="from its first token"):
+        begun.answer()
+    closed = model.stream("Hi", max_tokens=3)
+    closed.close()
+    with pytest.raises(ValueError, match="closed"):
+        closed.answer()
 
 
 def test_special_tokens_of_a_question_are_text(model: phi_edge.Model) -> None:

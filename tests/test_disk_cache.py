@@ -21,6 +21,7 @@ from phi_edge.ort_engine import OrtEngine
 from phi_edge.prompt import chat_text
 
 from .conftest import GoldenSet
+from .test_engine import random_ids
 
 Question = Callable[[phi_edge.Model, str], phi_edge.Prompt]
 
@@ -262,6 +263,22 @@ def test_rope_factors_of_the_other_kind_are_not_used(
     fresh = engine.start(long.input_ids, np.empty((0, 64), np.float32))
     with phi_edge.load_model(compact_fp32, disk_cache=tmp_path / "cache") as third:
         np.testing.assert_allclose(third.start(long).logits, fresh.logits, rtol=0, atol=2e-5)
+
+
+def test_a_run_that_went_another_way_is_not_taken_for_its_prompt(
+    compact_fp32: Path, engine: OrtEngine, tmp_path: Path
+) -> None:
+    prompt, other = phi_edge.Prompt(random_ids(200)), random_ids(200, seed=1)
+    with phi_edge.load_model(compact_fp32, disk_cache=tmp_path / "cache") as model:
+        with model.start(prompt) as run:
+            run.rewind(50)
+            run.append(other.tolist())
+        assert files(tmp_path) == []
+        with model.start(prompt) as run:
+            no_features = np.empty((0, 64), np.float32)
+            expected = engine.start(prompt.input_ids, no_features).logits
+            np.testing.assert_allclose(run.logits, expected, rtol=0, atol=2e-5)
+        assert len(files(tmp_path, ".run")) == 1
 
 
 def test_a_folder_that_cannot_be_written_costs_time_only(

@@ -51,8 +51,9 @@ def test_parameters_are_checked_at_once(compact: GoldenSet, model: phi_edge.Mode
         model.generate(golden_prompt(compact), max_tokens=0)
     with pytest.raises(ValueError, match="temperature"):
         model.generate(golden_prompt(compact), temperature=-1)
-    with pytest.raises(ValueError, match="logit_bias: token ids end at 511"):
-        model.generate(golden_prompt(compact), logit_bias={512: 1.0})
+    for token_id in (-1, 512):
+        with pytest.raises(ValueError, match="logit_bias: token ids are 0 to 511"):
+            model.generate(golden_prompt(compact), logit_bias={token_id: 1.0})
     with pytest.raises(ValueError, match="schema cannot be used"):
         model.generate(golden_prompt(compact), json_schema={"type": "foo"})
     with pytest.raises(TypeError, match="'temprature'"):

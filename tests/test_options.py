@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -31,7 +33,8 @@ SHARED = list(SharedOptions.model_fields)
         ({"top_k": 0}, "^top_k: .* greater than or equal to 1"),
         ({"min_p": -0.1}, "^min_p: "),
         ({"min_p": 1.5}, "^min_p: "),
-        ({"repetition_penalty": 0}, "^repetition_penalty: .* greater than 0"),
+        ({"repetition_penalty": 1e-320}, "^repetition_penalty: .* greater than or equal to 0.01"),
+        ({"repetition_penalty": 1e3}, "^repetition_penalty: .* less than or equal to 100"),
         ({"presence_penalty": float("nan")}, "^presence_penalty: "),
         ({"frequency_penalty": float("-inf")}, "^frequency_penalty: "),
         ({"max_tokens": 0}, "^max_tokens: .* greater than or equal to 1, not 0$"),
@@ -44,6 +47,7 @@ SHARED = list(SharedOptions.model_fields)
         ({"stop": 5}, "^stop: "),
         ({"logit_bias": {"a": 1}}, "^logit_bias: "),
         ({"logit_bias": {5: float("nan")}}, "^logit_bias: "),
+        ({"logit_bias": {5: 1e300}}, "^logit_bias: .* less than or equal to 10000"),
         ({"json_schema": "{}"}, "^json_schema: "),
         ({"constraint": object()}, "^constraint: "),
     ],
@@ -99,10 +103,31 @@ def test_shared_options_are_in_the_api_and_on_the_command_line(name: str) -> Non
     value = 5 if name == "draft_tokens" else value
     request = parse_request(body(**{name: value}))
     assert getattr(request.options(None), name) == value
-    shown = CliRunner().invoke(cli, ["chat", "--help"]).output
-    assert f"--{name.replace('_', '-')} " in shown
-    wrong = CliRunner().invoke(cli, ["chat", f"--{name.replace('_', '-')}", "x", "Hi"])
-    assert wrong.exit_code == 2
+    assert getattr(options_of_chat(f"--{name.replace('_', '-')}", str(value)), name) == value
+
+
+def options_of_chat(*arguments: str) -> GenerationOptions:
+    """The options that `phi-edge chat` generates with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phi_edge.Model, "generate", generate := Mock(return_value=[]))
+        shown = CliRunner().invoke(cli, ["chat", *arguments, "Hi"], catch_exceptions=False)
+    assert shown.exit_code == 0, shown.output
+    options = generate.call_args.args[1]
+    assert isinstance(options, GenerationOptions)
+    return options
+
+
+def test_chat_ends_answers(tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text('{"type": "object"}')
+    schema = "--json-schema", str(tmp_path / "schema.json")
+    assert options_of_chat("--stop", "a", "--stop", "b", *schema) == GenerationOptions(
+        max_tokens=1024, stop=["a", "b"], json_schema={"type": "object"}
+    )
+    (tmp_path / "schema.json").write_text("[]")
+    for path in (tmp_path / "schema.json", tmp_path / "none"):
+        wrong = CliRunner().invoke(cli, ["chat", "--json-schema", str(path), "Hi"])
+        assert wrong.exit_code == 2
+        assert str(path) in wrong.output
 
 
 def test_every_field_of_a_request_comes_to_the_options() -> None:
@@ -132,7 +157,14 @@ def test_every_field_of_a_request_comes_to_the_options() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("top_k", 0), ("min_p", 2), ("repetition_penalty", 0), ("top_k", 1.5), ("min_p", True)],
+    [
+        ("top_k", 0),
+        ("top_k", 1.5),
+        ("min_p", 2),
+        ("min_p", True),
+        ("repetition_penalty", 1e-320),
+        ("draft_tokens", 17),
+    ],
 )
 def test_the_api_names_extras_that_are_wrong(name: str, value: object) -> None:
     with pytest.raises(phi_edge.HttpResponseError, match=name) as raised:
@@ -142,11 +174,17 @@ def test_the_api_names_extras_that_are_wrong(name: str, value: object) -> None:
 
 def test_extras_change_answers(service: ChatService) -> None:
     usual = complete(service, max_tokens=12)
-    assert text(complete(service, max_tokens=12, repetition_penalty=1e-3)) != text(usual)
+    assert text(complete(service, max_tokens=12, repetition_penalty=0.01)) != text(usual)
     varied = {"max_tokens": 12, "temperature": 2, "seed": 1}
     assert text(complete(service, **varied)) != text(usual)
     for only_one in ({"top_k": 1}, {"min_p": 1.0}):
         assert text(complete(service, **varied, **only_one)) == text(usual)
+
+
+def test_of_several_wrong_fields_the_api_s_own_are_named_first() -> None:
+    with pytest.raises(phi_edge.HttpResponseError, match=r"messages.*temperature") as raised:
+        parse_request({"temperature": 9, "max_tokens": 0, "top_k": 0})
+    assert raised.value.param == "messages"
 
 
 def test_a_request_has_all_that_is_shared() -> None:

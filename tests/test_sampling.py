@@ -78,6 +78,18 @@ def test_draws_at_the_very_edges(values: list[int], number: float, top_p: float)
     assert draw(logits, number, options) == draw_by_sorting(logits, number, options)
 
 
+def test_an_edge_within_rounding() -> None:
+    """The nucleus ends at the very sum of the first tokens, far from the end of the vocabulary."""
+    rng = np.random.default_rng(3)
+    logits = rng.standard_normal(8000, np.float32) * 3
+    weights = np.exp(np.sort(logits)[::-1].astype(np.float64) - logits.max())
+    sums = (weights / weights.sum()).cumsum()
+    for place in range(100):
+        for top_p in (sums[place], np.nextafter(sums[place], 0), np.nextafter(sums[place], 1)):
+            options, number = GenerationOptions(temperature=1, top_p=top_p), rng.random()
+            assert draw(logits, number, options) == draw_by_sorting(logits, number, options)
+
+
 def test_a_token_that_may_not_come_is_never_drawn() -> None:
     logits = np.array([0, -np.inf, 0, -np.inf], np.float32)
     almost_one = float(np.nextafter(1, 0))
@@ -132,6 +144,7 @@ def test_seeds_repeat() -> None:
     assert draws(1) == draws(1) != draws(2)
     assert draws(1, index=1) == draws(2), "each completion has a seed of its own"
     assert draws(-5) == draws(-5), "any integer is a seed"
+    assert draws(2**100) != draws(2**100 % 2**63)
     assert draws(None) != draws(None)
 
 

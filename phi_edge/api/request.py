@@ -21,7 +21,9 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
+from phi_edge.drafting import DRAFT_TOKENS
 from phi_edge.errors import HttpResponseError
 from phi_edge.options import GenerationOptions, SharedOptions
 
@@ -229,6 +231,7 @@ class ChatRequest(SharedOptions, _Fields):
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
+    draft_tokens: int = Field(DRAFT_TOKENS, ge=0, le=DRAFT_TOKENS)
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
@@ -364,9 +367,15 @@ def _not_supported(names: list[str], fields: Mapping[str, Any]) -> HttpResponseE
 
 
 def _invalid(error: ValidationError) -> HttpResponseError:
+    order = list(ChatRequest.__annotations__)  # the API's own fields first
+
+    def place(problem: ErrorDetails) -> int:
+        name = problem["loc"][0] if problem["loc"] else ""
+        return order.index(str(name)) if name in order else len(order)
+
     problems = {
         _shorten(_name_field(problem["loc"])): problem["msg"].removeprefix("Value error, ")
-        for problem in error.errors(include_url=False)
+        for problem in sorted(error.errors(include_url=False), key=place)
     }
     texts = [f"{name}: {text}" if name else text for name, text in problems.items()]
     return HttpResponseError(

@@ -258,8 +258,8 @@ class ChatService:
         except MemoryLimitError as error:
             raise HttpResponseError(400, str(error), code="memory_limit_exceeded") from None
         except ValueError as error:
-            field = str(error).partition(":")[0]
-            raise HttpResponseError(400, str(error), param=field) from None
+            field, colon, _ = str(error).partition(":")
+            raise HttpResponseError(400, str(error), param=field if colon else None) from None
         return _Job(request, schema_field, generation)
 
     def _check_prompt(self, conversation: Conversation) -> None:

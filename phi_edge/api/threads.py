@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from phi_edge.cancel import close
+from phi_edge.engine import check_cancelled
 from phi_edge.errors import GenerationCancelled
 
 T = TypeVar("T")
@@ -21,17 +23,38 @@ async def call(function: Callable[[], T], cancel: threading.Event) -> T:
     Args:
         function: What to call.
         cancel: Set when the task is cancelled; the function has to look at it. The task ends when
-            the function has, so that nothing goes on behind its back.
+            the function has, so that nothing goes on behind its back; one that still waits for a
+            thread is not called any more.
+
+    Raises:
+        GenerationCancelled: `cancel` was set before the function was called.
     """
-    work = asyncio.ensure_future(asyncio.to_thread(function))
+    has_begun = threading.Event()
+
+    def begin() -> T:
+        has_begun.set()
+        check_cancelled(cancel)
+        return function()
+
+    work = asyncio.ensure_future(asyncio.to_thread(begin))
     # Nobody may be left to take an exception.
     work.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
         cancel.set()
-        await asyncio.wait([work])
+        if has_begun.is_set():
+            await asyncio.wait([work])
         raise
+
+
+async def _close(iterator: Iterator[Any], cancel: threading.Event) -> None:
+    """End an iterator, in a thread of its own: others may all be busy for long."""
+    executor = ThreadPoolExecutor(1)
+    try:
+        await asyncio.get_running_loop().run_in_executor(executor, close, iterator, cancel)
+    finally:
+        executor.shutdown(wait=False)
 
 
 class AsyncStream(AsyncIterator[T]):
@@ -52,12 +75,12 @@ class AsyncStream(AsyncIterator[T]):
                 item = await call(lambda: next(self._iterator, _END), self._cancel)
             except BaseException as error:
                 is_closed, self._is_closed = self._is_closed, True
-                await asyncio.to_thread(close, self._iterator, self._cancel)
+                await _close(self._iterator, self._cancel)
                 if not (is_closed and isinstance(error, GenerationCancelled)):
                     raise
                 item = _END
-        if item is _END:
-            raise StopAsyncIteration
+            if item is _END or self._is_closed:
+                raise StopAsyncIteration
         return item
 
     async def aclose(self) -> None:
@@ -65,4 +88,4 @@ class AsyncStream(AsyncIterator[T]):
         self._is_closed = True
         self._cancel.set()
         async with self._lock:
-            await asyncio.to_thread(close, self._iterator, self._cancel)
+            await _close(self._iterator, self._cancel)
