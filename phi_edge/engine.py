@@ -168,13 +168,16 @@ class Engine(Protocol):
             GenerationCancelled: `cancel` was set; see `CancelToken`.
         """
 
+    def begin(self) -> Run:
+        """Make a sequence without tokens, to be extended before anything else."""
+
     def start(
         self,
         input_ids: npt.NDArray[np.int64],
         image_features: Features,
         cancel: threading.Event | None = None,
     ) -> Run:
-        """Prefill a sequence.
+        """Prefill a sequence, which is lost if that does not come to its end.
 
         Args:
             input_ids: int64 [num_tokens]; negative ids are image slots.

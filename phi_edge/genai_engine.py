@@ -101,6 +101,10 @@ class GenaiEngine:
         """See `Engine.encode_image`."""
         return encode_image(self._vision, crops, cancel)
 
+    def begin(self) -> GenaiRun:
+        """See `Engine.begin`."""
+        return GenaiRun(self)
+
     def start(
         self,
         input_ids: npt.NDArray[np.int64],
@@ -108,7 +112,7 @@ class GenaiEngine:
         cancel: threading.Event | None = None,
     ) -> GenaiRun:
         """See `Engine.start`."""
-        run = GenaiRun(self)
+        run = self.begin()
         run.extend(input_ids, image_features, cancel)
         return run
 

@@ -116,6 +116,10 @@ class OrtEngine:
         """See `Engine.encode_image`."""
         return encode_image(self._vision, crops, cancel)
 
+    def begin(self) -> OrtRun:
+        """See `Engine.begin`."""
+        return OrtRun(self)
+
     def start(
         self,
         input_ids: npt.NDArray[np.int64],
@@ -123,7 +127,7 @@ class OrtEngine:
         cancel: threading.Event | None = None,
     ) -> OrtRun:
         """See `Engine.start`."""
-        run = OrtRun(self)
+        run = self.begin()
         run.extend(input_ids, image_features, cancel)
         return run
 

@@ -91,9 +91,8 @@ class RunPool:
             if run is None and self._disk is not None:
                 run = self._disk.load_run(prompt, features, engine)
             if run is None:
-                run = engine.start(prompt.input_ids, features, cancel)
-            else:
-                _extend(run, prompt, features, cancel)
+                run = engine.begin()
+            _extend(run, prompt, features, cancel)
         except BaseException:
             if run is not None:
                 self._take_back(prompt, run)
@@ -137,6 +136,7 @@ class RunPool:
 
 def _extend(run: Run, prompt: Prompt, features: Features, cancel: threading.Event | None) -> None:
     """Prefill what a run does not have of a prompt; the features are those of all its images."""
-    logger.info("%d of %d prompt tokens are cached", run.num_tokens, prompt.num_tokens)
+    if run.num_tokens:
+        logger.info("%d of %d prompt tokens are cached", run.num_tokens, prompt.num_tokens)
     num_known = np.count_nonzero(prompt.input_ids[: run.num_tokens] < 0)
     run.extend(prompt.input_ids[run.num_tokens :], features[num_known:], cancel)

@@ -99,6 +99,26 @@ def test_a_cancelled_turn_leaves_the_conversation(
     assert tokens(fresh, Prompt(ids)) == tokens(model, Prompt(ids))
 
 
+def test_a_cancelled_prompt_goes_on_where_it_was(
+    fresh: phi_edge.Model,
+    own_engine: OrtEngine,
+    model: phi_edge.Model,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The chunks that were whole are kept, of a first prompt too."""
+    prompt, token = Prompt(random_ids(600)), CancelToken()
+
+    def cancel_within(options: Any, run: Callable[[], Any]) -> None:
+        token.set()
+        never_ending(options, run)
+
+    own_engine.decoder = Intercepted(own_engine.decoder, once(cancel_within, num_before=2))
+    with pytest.raises(GenerationCancelled):
+        fresh.start(prompt, token)
+    assert count_cached(fresh, prompt, caplog) == 2 * own_engine.chunk_size
+    assert tokens(fresh, prompt) == tokens(model, prompt)
+
+
 def test_an_image_is_cancelled_and_encoded_again(
     fresh: phi_edge.Model, own_engine: OrtEngine, model: phi_edge.Model
 ) -> None:

@@ -71,7 +71,7 @@ def files(tmp_path: Path, suffix: str = "") -> list[Path]:
 
 def watch(engine: OrtEngine, monkeypatch: pytest.MonkeyPatch) -> dict[str, Mock]:
     """Counts what the engine is asked to do."""
-    mocks = {name: Mock(wraps=getattr(engine, name)) for name in ("encode_image", "start")}
+    mocks = {name: Mock(wraps=getattr(engine, name)) for name in ("encode_image", "begin")}
     for name, mock in mocks.items():
         monkeypatch.setattr(engine, name, mock)
     return mocks
@@ -89,7 +89,7 @@ def test_a_document_is_reopened_without_encoding_or_prefilling_it(
     prompt = question(second, "How many are there?")
     with second.start(prompt) as run:
         assert not calls["encode_image"].called
-        assert not calls["start"].called
+        assert not calls["begin"].called
         fresh = engine.start(prompt.input_ids, engine.encode_image(prompt.images[0]))
         np.testing.assert_array_equal(run.input_ids, fresh.input_ids)
         np.testing.assert_allclose(run.logits, fresh.logits, rtol=0, atol=2e-5)
@@ -108,7 +108,7 @@ def test_another_image_is_not_answered_from_it(
     text = chat_text([("user", "<|image_1|>\nWhat is it?")])
     second.start(second.encode_prompt(text, [Image.fromarray(pixels)], num_crops=1))
     assert calls["encode_image"].called
-    assert calls["start"].called
+    assert calls["begin"].called
 
 
 @pytest.mark.parametrize("place", [3, 9, 30, 60, -5000, -5])

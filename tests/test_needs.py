@@ -128,15 +128,15 @@ def test_what_is_kept_makes_room_for_a_request(tight: phi_edge.Model, engine: Mo
     prompts = [tight.encode_prompt(word * 300) for word in ("sea ", "land ")]
     for prompt in prompts:
         assert list(tight.generate(prompt, max_tokens=1))
-    assert engine.start.call_count == 2
+    assert engine.begin.call_count == 2
     # It needs the memory of the other run, and neither that of its own nor of the image.
     with tight.start(prompts[0], max_tokens=1000) as run:
         assert run.num_tokens == prompts[0].num_tokens
-    assert engine.start.call_count == 2
+    assert engine.begin.call_count == 2
     tight.encode_image(image)
     assert engine.encode_image.call_count == 1
     tight.start(prompts[1])
-    assert engine.start.call_count == 3
+    assert engine.begin.call_count == 3
 
 
 def test_the_api_names_the_limit(tight: phi_edge.Model) -> None:
@@ -154,9 +154,9 @@ def test_a_run_survives_a_request_that_fails_before_it_is_used(
     engine.encode_image.side_effect = phi_edge.GenerationCancelled
     with pytest.raises(phi_edge.GenerationCancelled):
         tight.start(tight.encode_prompt(text + "<|image_1|>", [Image.new("RGB", (9, 9))]))
-    assert engine.start.call_count == 1
+    assert engine.begin.call_count == 1
     tight.start(tight.encode_prompt(text))
-    assert engine.start.call_count == 1
+    assert engine.begin.call_count == 1
 
 
 def test_info_tells_what_a_request_takes() -> None:
