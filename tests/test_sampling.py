@@ -29,7 +29,7 @@ OPTIONS = [
 
 def drawn_logits(rng: np.random.Generator, kind: int) -> Logits:
     """Peaked and flat distributions, with ties and without, and with tokens that may not come."""
-    size = int(np.exp(rng.uniform(0, np.log(VOCAB_SIZE))))
+    size = int(np.exp(rng.uniform(0, np.log(10_000))))
     scale = np.float32(rng.choice([1e-3, 0.3, 2, 6]))
     logits: Logits = rng.standard_normal(size, np.float32) * scale
     if kind == 1:

@@ -65,7 +65,6 @@ async def complete(client: aio.ChatCompletionsClient) -> None:
     await client.complete(messages=[], stream=True, temprature=1)
 """
 WRONG_LINES = {5, 6, 7, 9, 10, 11, 15}
-PYRIGHT = "import pyright; pyright.run('--version')"
 
 
 def check(checker: str, script: str, folder: Path) -> tuple[int, set[int], str]:
@@ -73,6 +72,7 @@ def check(checker: str, script: str, folder: Path) -> tuple[int, set[int], str]:
     file = folder / "script.py"
     file.write_text(script)
     options = ["--strict", "--config-file="] if checker == "mypy" else []
+    # The second script finds in the folder what the first has found of the package.
     done = subprocess.run(
         [sys.executable, "-m", checker, *options, str(file)],
         cwd=folder,
@@ -85,6 +85,11 @@ def check(checker: str, script: str, folder: Path) -> tuple[int, set[int], str]:
     return done.returncode, numbers, done.stdout
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scripts")
+
+
 @pytest.fixture(params=["mypy", "pyright"])
 def checker(request: pytest.FixtureRequest) -> str:
     name = str(request.param)
@@ -93,11 +98,11 @@ def checker(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def test_a_script_has_exact_types(checker: str, tmp_path: Path) -> None:
-    code, _, said = check(checker, SCRIPT, tmp_path)
+def test_a_script_has_exact_types(checker: str, folder: Path) -> None:
+    code, _, said = check(checker, SCRIPT, folder)
     assert code == 0, said
 
 
-def test_mistakes_are_found(checker: str, tmp_path: Path) -> None:
-    code, numbers, said = check(checker, MISTAKES, tmp_path)
+def test_mistakes_are_found(checker: str, folder: Path) -> None:
+    code, numbers, said = check(checker, MISTAKES, folder)
     assert (code, numbers) == (1, WRONG_LINES), said

@@ -21,7 +21,6 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from phi_edge.drafting import DRAFT_TOKENS
 from phi_edge.errors import HttpResponseError
@@ -369,13 +368,14 @@ def _not_supported(names: list[str], fields: Mapping[str, Any]) -> HttpResponseE
 def _invalid(error: ValidationError) -> HttpResponseError:
     order = list(ChatRequest.__annotations__)  # the API's own fields first
 
-    def place(problem: ErrorDetails) -> int:
-        name = problem["loc"][0] if problem["loc"] else ""
-        return order.index(str(name)) if name in order else len(order)
+    def place(location: tuple[int | str, ...]) -> int:
+        name = str(location[0]) if location else ""
+        return order.index(name) if name in order else len(order)
 
+    found = sorted(error.errors(include_url=False), key=lambda problem: place(problem["loc"]))
     problems = {
         _shorten(_name_field(problem["loc"])): problem["msg"].removeprefix("Value error, ")
-        for problem in sorted(error.errors(include_url=False), key=place)
+        for problem in found
     }
     texts = [f"{name}: {text}" if name else text for name, text in problems.items()]
     return HttpResponseError(
