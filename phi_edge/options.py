@@ -35,11 +35,7 @@ class SharedOptions(BaseModel):
         frozen=True, extra="forbid", arbitrary_types_allowed=True, defer_build=True
     )
 
-    max_tokens: int | None = Field(
-        default=None,
-        ge=1,
-        description="Most tokens of an answer.",
-    )
+    max_tokens: int | None = Field(default=None, ge=1, description="Most tokens of an answer.")
     temperature: float = Field(
         default=0.0,
         ge=0,
@@ -90,6 +86,9 @@ class SharedOptions(BaseModel):
 class GenerationOptions(SharedOptions):
     """How completions of a prompt are generated. Fields cannot be set; `replace` makes a copy.
 
+    A completion ends with an end token, a text of `stop`, or its token `max_tokens`, or else where
+    the context does.
+
     `repetition_penalty`, `logit_bias`, the other penalties and the constraint change the logits, in
     this order. They are divided by `temperature`. `top_k` keeps some tokens, `top_p` a part of
     these, and `min_p` a part of those: one of the rest is drawn.
@@ -102,7 +101,7 @@ class GenerationOptions(SharedOptions):
         json_schema: JSON schema by which a completion validates, unless `max_tokens` cuts it.
         constraint: The same for what no schema says; each completion gets a copy.
         n: Completions of the prompt, which share its prefill. The k-th, from 0, draws with the
-            seed plus k. Without `max_tokens`, each goes on to the end of the context.
+            seed plus k.
 
     Raises:
         ValueError: A value is out of its range, or cannot be read as what it has to be.
@@ -143,7 +142,7 @@ class GenerationOptions(SharedOptions):
 
 
 class OptionFields(TypedDict, total=False):
-    """The fields of `GenerationOptions`, as keywords of a call."""
+    """The fields of `GenerationOptions` once more, for type checkers: keywords of a call."""
 
     max_tokens: int | None
     temperature: float

@@ -216,8 +216,8 @@ class OrtEngine:
 class OrtRun(Lent):
     """One sequence on ONNX Runtime; a `phi_edge.engine.Run`.
 
-    The short and the long RoPE factors give different keys, so a sequence that passes
-    `original_context_length` (or comes back) is prefilled again as a whole, images included,
+    Other RoPE factors give other keys, so a sequence that passes its `ModelInfo.rope_limit` (or
+    comes back) is prefilled again as a whole, images included,
     from the image features that it keeps.
     """
 
