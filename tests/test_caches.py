@@ -148,6 +148,11 @@ def test_features_are_bounded_and_the_oldest_go() -> None:
     cache.put(three, features)
     assert cache.get(two) is None
     assert cache.get(one) is cache.get(three) is features
+    assert cache.shrink(features.nbytes) == features.nbytes
+    assert cache.get(one) is None
+    assert cache.get(three) is features
+    assert cache.shrink(0) == 0
+    assert cache.get(three) is None
 
 
 def test_images_are_told_apart_by_every_pixel() -> None:

@@ -137,6 +137,11 @@ def test_what_is_kept_makes_room_for_a_request(tight: phi_edge.Model, engine: Mo
     assert engine.encode_image.call_count == 1
     tight.start(prompts[1])
     assert engine.begin.call_count == 3
+    # All the memory there is: the image is forgotten, too.
+    most = most_tokens(MANIFEST, LIMIT_MB * 10**6)
+    tight.start(prompts[1], max_tokens=most - prompts[1].num_tokens)
+    tight.encode_image(image)
+    assert engine.encode_image.call_count == 2
 
 
 def test_the_api_names_the_limit(tight: phi_edge.Model) -> None:
