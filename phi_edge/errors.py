@@ -30,6 +30,11 @@ from http import HTTPStatus
 from typing import Any
 
 
+def shorten(text: str, num_characters: int) -> str:
+    """What an error shows of a text that somebody else chose: its beginning."""
+    return text if len(text) <= num_characters else f"{text[:num_characters]}..."
+
+
 class PhiEdgeError(Exception):
     """Base of every error that this package raises on purpose."""
 

@@ -245,20 +245,20 @@ class GenaiRun(Lent):
             with engine_errors("running onnxruntime-genai"):
                 while self._num_cached < len(self._ids):
                     check_cancelled(self._cancel)
-                    self._run_chunk(rope_limit)
+                    self._run_chunk()
                 self._logits = np.array(self._generator.get_logits()[0, -1], np.float32)
         except EngineError:
             self._drop()  # nobody knows what is in the cache now
             raise
 
-    def _run_chunk(self, rope_limit: int) -> None:
+    def _run_chunk(self) -> None:
         start, stop = self._num_cached, self._num_cached + _CHUNK_SIZE
         if self._generator is None:
             # Image slots take their features all at once. Nor can a sequence be cut whose first
             # tokens alone would have other RoPE factors.
             slots = [place for place, token_id in enumerate(self._ids) if token_id < 0]
             stop = max(stop, slots[-1] + 1 if slots else 0)
-            if self._model.rope_limit(stop) < rope_limit:
+            if self._model.rope_limit(stop) < self._model.rope_limit(len(self._ids)):
                 stop = len(self._ids)
             self._generator = self._new_generator(self._ids[:stop])
         else:

@@ -180,7 +180,9 @@ class Generation(Iterator[GenerationEvent]):
             ValueError: There are several, or some of its events were taken already.
         """
         if len(self._completions) != 1 or self._completions[0].token_ids:
-            raise ValueError("an answer is a single completion from its first token on")
+            raise ValueError(
+                "an answer is a single completion from its first token on; `stream` gives several"
+            )
         events = list(self)
         if not events:
             raise ValueError("the generation was closed")

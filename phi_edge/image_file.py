@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from phi_edge.errors import ImageError
+from phi_edge.errors import ImageError, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,9 @@ def _to_path(source: str | Path) -> Path:
     if isinstance(source, str) and _ADDRESS.match(source):
         raise ImageError(f"{text[:40]!r} is an address, and nothing is fetched: give a file")
     if "\0" in text:
-        raise ImageError(f"{_shorten(text)!r} is no path: it has null characters")
+        raise ImageError(
+            f"{shorten(text, _MAX_SHOWN_CHARACTERS)!r} is no path: it has null characters"
+        )
     return Path(source)
 
 
@@ -125,12 +127,9 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ImageError(f"{_shorten(str(path))} cannot be read: {error.strerror}") from None
-
-
-def _shorten(name: str) -> str:
-    too_long = len(name) > _MAX_SHOWN_CHARACTERS
-    return f"{name[:_MAX_SHOWN_CHARACTERS]}..." if too_long else name
+        raise ImageError(
+            f"{shorten(str(path), _MAX_SHOWN_CHARACTERS)} cannot be read: {error.strerror}"
+        ) from None
 
 
 def open_image(source: Path | BinaryIO) -> Image.Image:
@@ -150,7 +149,7 @@ def open_image(source: Path | BinaryIO) -> Image.Image:
     """
     if not isinstance(source, Path):
         return decode_image(read_header(source))
-    name = _shorten(str(source))
+    name = shorten(str(source), _MAX_SHOWN_CHARACTERS)
     try:
         with source.open("rb") as file:
             return decode_image(read_header(file, name), name)

@@ -166,7 +166,9 @@ class Model:
             PromptError: Tags and images do not match.
             ImageError: An image cannot be decoded or laid out.
         """
-        opened = _open_images(images)
+        opened = [
+            each if isinstance(each, ImageCrops) else to_image(each) for each in _listed(images)
+        ]
         uncut = [image for image in opened if not isinstance(image, ImageCrops)]
         if max_ttft_ms is not None and uncut:
             limits = [num_crops] * len(uncut)
@@ -327,10 +329,10 @@ class Model:
         Raises:
             As in `encode_prompt` and `generate`.
         """
-        opened = _open_images(images)
-        question = image_tags(len(opened)) + plain_text(self.tokenizer, text)
+        sources = _listed(images)
+        question = image_tags(len(sources)) + plain_text(self.tokenizer, text)
         turns = chat_text([("user", question)])
-        prompt = self.encode_prompt(turns, opened, num_crops, max_ttft_ms)
+        prompt = self.encode_prompt(turns, sources, num_crops, max_ttft_ms)
         return self.generate(prompt, options, cancel=cancel, **fields)
 
     def ask(
@@ -352,18 +354,19 @@ class Model:
             ValueError: More than one answer is asked for; `stream` gives several.
             As in `stream`.
         """
-        options = (options or GenerationOptions()).replace(**fields)
-        if options.n != 1:
-            raise ValueError(f"ask gives one answer, not {options.n}: `stream` gives several")
-        generation = self.stream(
-            text, images, options, num_crops=num_crops, max_ttft_ms=max_ttft_ms, cancel=cancel
-        )
-        return generation.answer()
+        return self.stream(
+            text,
+            images,
+            options,
+            num_crops=num_crops,
+            max_ttft_ms=max_ttft_ms,
+            cancel=cancel,
+            **fields,
+        ).answer()
 
 
-def _open_images(
-    images: Sequence[ImageSource | ImageCrops],
-) -> list[Image.Image | ImageCrops]:
+def _listed(images: Sequence[ImageSource | ImageCrops]) -> list[ImageSource | ImageCrops]:
+    """Images as a list; one alone, which is a sequence of something else, is refused."""
     if isinstance(images, str | bytes | Path | Image.Image | np.ndarray):
         raise TypeError("images is a list, of one image too: images=[image]")
-    return [each if isinstance(each, ImageCrops) else to_image(each) for each in images]
+    return list(images)

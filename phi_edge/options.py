@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 
 from phi_edge.constraint import Constraint
 from phi_edge.drafting import DRAFT_TOKENS
+from phi_edge.errors import shorten
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -171,7 +172,5 @@ def _plain_error(error: ValidationError) -> ValueError | TypeError:
     message = problem["msg"].removeprefix("Value error, ")
     if not name:
         return ValueError(message)
-    shown = repr(problem["input"])
-    if len(shown) > _MAX_SHOWN_CHARACTERS:
-        shown = f"{shown[:_MAX_SHOWN_CHARACTERS]}..."
+    shown = shorten(repr(problem["input"]), _MAX_SHOWN_CHARACTERS)
     return ValueError(f"{name}: {message}, not {shown}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -90,19 +89,22 @@ class Sampler:
         if not is_changed and self.constraint is None:
             return logits
         adjusted: Logits = logits.copy()
-        completion_ids = np.fromiter(self._counts, np.int64, len(self._counts))
         if options.repetition_penalty != 1:
-            seen = np.union1d(self._prompt_ids, completion_ids)
+            seen = np.union1d(self._prompt_ids, self._completion_ids())
             own, penalty = adjusted[seen], options.repetition_penalty
             adjusted[seen] = np.where(own > 0, own / penalty, own * penalty)
         adjusted[self._bias_ids] += self._biases
         if has_penalties:
             counts = np.fromiter(self._counts.values(), np.float64, len(self._counts))
             penalties = options.presence_penalty + options.frequency_penalty * counts
-            adjusted[completion_ids] -= penalties.astype(np.float32)
+            adjusted[self._completion_ids()] -= penalties.astype(np.float32)
         if self.constraint is not None:
             adjusted[~self.constraint.allowed()] = -np.inf
         return adjusted
+
+    def _completion_ids(self) -> npt.NDArray[np.int64]:
+        """Each token that the completion has, once."""
+        return np.fromiter(self._counts, np.int64, len(self._counts))
 
 
 def draw(logits: Logits, number: float, options: GenerationOptions) -> int:
@@ -117,20 +119,20 @@ def draw(logits: Logits, number: float, options: GenerationOptions) -> int:
         options: The temperature is above 0.
     """
     size = min(options.top_k or _HEAD_SIZE, logits.size)
-    low, high = (0.0, 0.0) if options.top_k else _bound_total(logits, options.temperature)
+    totals: tuple[float, ...] = () if options.top_k else _bound_total(logits, options.temperature)
     place = None
     while place is None:
         head = _largest(logits, size)
         weights = _weights(head, head[0], options.temperature)
         is_whole = bool(options.top_k) or size == logits.size
         if is_whole:
-            low = high = weights.sum()
-        find = partial(_find, weights, number=number, options=options, is_whole=is_whole)
-        place = find(low)
-        other = place if is_whole else find(high)
+            totals = (weights.sum(),)
+        places = {_find(weights, total, number, options, is_whole=is_whole) for total in totals}
         size = min(_HEAD_GROWTH * size, logits.size)
-        if place != other:  # so near an edge that every bit counts
-            place, size = None, logits.size
+        if len(places) == 1:
+            place = places.pop()
+        else:  # so near an edge that every bit counts
+            size = logits.size
     equal = logits == head[place]
     num_equal_before = place - int(np.searchsorted(-head, -head[place]))
     return int(np.flatnonzero(equal)[num_equal_before] if num_equal_before else equal.argmax())

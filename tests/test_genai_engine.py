@@ -109,11 +109,11 @@ def test_cancel_between_chunks(genai: phi_edge.Model, monkeypatch: pytest.Monkey
     chunks = []
     run_chunk = GenaiRun._run_chunk
 
-    def count(run: GenaiRun, rope_limit: int) -> None:
+    def count(run: GenaiRun) -> None:
         chunks.append(1)
         if len(chunks) == 2:
             cancel.set()
-        run_chunk(run, rope_limit)
+        run_chunk(run)
 
     monkeypatch.setattr(GenaiRun, "_run_chunk", count)
     with pytest.raises(GenerationCancelled):

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from phi_edge.drafting import DRAFT_TOKENS
-from phi_edge.errors import HttpResponseError
+from phi_edge.errors import HttpResponseError, shorten
 from phi_edge.options import GenerationOptions, SharedOptions
 
 ExtraParameters = Literal["pass-through", "drop", "error"]
@@ -393,9 +393,7 @@ def _list(texts: Sequence[str], separator: str = ", ") -> str:
 
 
 def _shorten(text: str) -> str:
-    if len(text) <= _MAX_SHOWN_CHARACTERS:
-        return text
-    return f"{text[:_MAX_SHOWN_CHARACTERS]}..."
+    return shorten(text, _MAX_SHOWN_CHARACTERS)
 
 
 def _name_field(location: tuple[int | str, ...]) -> str:
