@@ -17,8 +17,8 @@ from contextlib import suppress
 import numpy as np
 
 import phi_edge
-from phi_edge.image import CROP_SIZE
-from phi_edge.machine import noise_image
+from phi_edge.image.crops import CROP_SIZE
+from phi_edge.planning.speed import noise_image
 
 _NUM_TOKENS = 512
 _RNG = np.random.default_rng(0)

@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from phi_edge.engine.session import import_onnxruntime
 from phi_edge.errors import PackageError
 from phi_edge.package import DECODER, EMBEDDING, GRAPH_FILES, VISION, read_manifest
-from phi_edge.session import import_onnxruntime
 
 Array = npt.NDArray[Any]
 Cache = dict[str, Array]

@@ -21,11 +21,12 @@ import numpy as np
 
 import phi_edge
 from benchmarks.synthetic_checkpoint import write_tokenizer
-from export import PROVIDERS, Checkpoint, export_package
-from phi_edge.doctor import examine
-from phi_edge.image_file import open_image
-from phi_edge.prompt import chat_text, image_tags
-from phi_edge.samples import bundled_samples
+from export import Checkpoint, export_package
+from phi_edge.engine.doctor import examine
+from phi_edge.engine.providers import TARGETS
+from phi_edge.evaluation.samples import bundled_samples
+from phi_edge.image.files import open_image
+from phi_edge.text.prompt import chat_text, image_tags
 from quantize import make_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +40,7 @@ NUM_QUESTIONS = 12
 
 def export(checkpoint: Path, target: Path, precision: str, provider: str) -> Path:
     """Export for the provider; those that have no target of their own take the CPU's."""
-    built_for = provider if provider in PROVIDERS else "cpu"
+    built_for = provider if provider in TARGETS else "cpu"
     recipe = make_recipe(precision, built_for)
     export_package(Checkpoint(checkpoint), target, recipe, provider=built_for)
     return target
@@ -79,7 +80,7 @@ def check(provider: str, folder: Path) -> Iterator[tuple[str, bool]]:
     shutil.copytree(GOLDEN / "checkpoint", folder / "golden")
     write_tokenizer(folder / "golden")
     # Providers without a target of their own run the CPU's graphs, which are in float32.
-    precision = "fp16" if provider in PROVIDERS else "fp32"
+    precision = "fp16" if provider in TARGETS else "fp32"
     package = export(folder / "golden", folder / "golden-package", precision, provider)
     with phi_edge.load_model(package, provider=provider) as model:
         for name, difference in golden_differences(model):

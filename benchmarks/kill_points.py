@@ -31,9 +31,9 @@ import numpy as np
 
 from export import Checkpoint, encode_samples, export_package, find_checkpoint
 from phi_edge import package
-from phi_edge.cache_file import TEMPORARY_PREFIX, CacheFile, write_cache_file
+from phi_edge.cache.file import TEMPORARY_PREFIX, CacheFile, write_cache_file
 from phi_edge.errors import CheckpointError, PackageError
-from phi_edge.samples import Sample
+from phi_edge.evaluation.samples import Sample
 from quantize import Method, make_recipe
 
 from .fake_hub import MODEL, fake_hub

@@ -18,8 +18,8 @@ from functools import partial
 import numpy as np
 
 from phi_edge import GenerationOptions
-from phi_edge.options import OptionFields
-from phi_edge.sampling import Logits, Sampler, log_probabilities
+from phi_edge.generation.options import OptionFields
+from phi_edge.generation.sampling import Logits, Sampler, log_probabilities
 
 _NUM_TOP = 20
 _CALLS_A_TURN = 20
@@ -34,7 +34,7 @@ _WAYS: dict[str, OptionFields] = {
 
 
 def draw_by_sorting(logits: Logits, number: float, options: GenerationOptions) -> int:
-    """What `phi_edge.sampling.draw` gives, without min_p, by sorting everything."""
+    """What `phi_edge.generation.sampling.draw` gives, without min_p, by sorting everything."""
     order = np.argsort(-logits, kind="stable")[: options.top_k]
     below = logits[order].astype(np.float64) - logits[order[0]]
     with np.errstate(over="ignore"):

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from export import export_package
 from export.checkpoint import Checkpoint
 from phi_edge.package import Manifest
-from phi_edge.prompt import Prompt
+from phi_edge.text.prompt import Prompt
 from quantize import (
     BlockQuantizer,
     ChannelQuantizer,

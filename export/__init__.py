@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from .calibration import encode_samples
 from .checkpoint import Checkpoint, find_checkpoint
-from .exporter import PROVIDERS, ExportProgress, export_package
+from .exporter import ExportProgress, export_package
 from .reference import CheckpointReference
 
 __all__ = [
-    "PROVIDERS",
     "Checkpoint",
     "CheckpointReference",
     "ExportProgress",

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from phi_edge.image import preprocess
-from phi_edge.image_file import open_image
-from phi_edge.prompt import Prompt
-from phi_edge.samples import Sample
+from phi_edge.evaluation.samples import Sample
+from phi_edge.image.crops import preprocess
+from phi_edge.image.files import open_image
+from phi_edge.text.prompt import Prompt
 
 from .checkpoint import Checkpoint
 from .decoder import LAYER_LINEARS

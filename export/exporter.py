@@ -16,8 +16,9 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from phi_edge import __version__, package
+from phi_edge.engine.providers import TARGETS, find_provider
 from phi_edge.errors import CheckpointError
-from phi_edge.prompt import Prompt
+from phi_edge.text.prompt import Prompt
 
 from .calibration import Calibration, calibrate
 from .checkpoint import TOKENIZER_FILES, Checkpoint
@@ -33,8 +34,6 @@ from .vision import build_vision
 from .weights import Recipe, Weights
 
 logger = logging.getLogger(__name__)
-
-PROVIDERS = ("cpu", "cuda", "dml")
 
 # Tokens that end an answer of this model family, when generation_config.json does not say.
 _END_TOKENS = ("<|end|>", "<|assistant|>", "<|endoftext|>")
@@ -87,7 +86,7 @@ def export_package(
         checkpoint: What to export.
         target: Package folder to make.
         recipe: How to store the weights, from `quantize.make_recipe`.
-        provider: Execution provider to build the graphs for, one of `PROVIDERS`.
+        provider: Execution provider to build the graphs for, one of `TARGETS`.
         overwrite: Replace a package that is already at the target.
         samples: Prompts, with their answers, to run the checkpoint on where the recipe wants
             calibration. What is done is kept beside the target until the package is complete.
@@ -99,8 +98,8 @@ def export_package(
             to it is under way.
         CheckpointError: A tensor cannot be read or stored in the wanted type.
     """
-    if provider not in PROVIDERS:
-        raise ValueError(f"provider must be one of {', '.join(PROVIDERS)}, not {provider!r}")
+    if provider not in TARGETS:
+        raise ValueError(f"provider must be one of {', '.join(TARGETS)}, not {provider!r}")
     with hold(target):
         clear_up(target)
         check_target(target, overwrite=overwrite)
@@ -136,8 +135,9 @@ def _write_package(
     if calibration:
         recipe = recipe.for_vision(calibration.vision_errors)
     weights = Weights(checkpoint, recipe.float_dtype, recipe, calibration)
+    fused_rotary = find_provider(provider).fuses_rotary
     graphs = {
-        package.DECODER: build_decoder(checkpoint.config, weights, fused_rotary=provider != "dml"),
+        package.DECODER: build_decoder(checkpoint.config, weights, fused_rotary=fused_rotary),
         package.EMBEDDING: build_embedding(checkpoint.config, weights),
         package.VISION: build_vision(checkpoint.config, weights),
     }

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from phi_edge import package
-from phi_edge.prompt import Prompt
-from phi_edge.session import encode_image, engine_errors, open_session
+from phi_edge.engine.session import encode_image, engine_errors, open_session
+from phi_edge.text.prompt import Prompt
 
 from .checkpoint import Checkpoint
 from .decoder import LAYER_LINEARS, build_layer

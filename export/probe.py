@@ -1,4 +1,4 @@
-"""Writes the probes of `phi_edge.providers`: `python -m export.probe phi_edge/probes`.
+"""Writes the probes of `phi_edge.engine.probe`: `python -m export.probe phi_edge/engine/probes`.
 
 A probe is a graph of the operators that packages use, with the attributes and types of one
 target, and an output for each. Its weights are random. Beside it stand inputs, and the outputs
@@ -245,7 +245,7 @@ def _normal_cdf(x: Array) -> Array:
 
 
 def build_identity(dtype: str) -> ir.Model:
-    """A vision graph that passes features on, for `phi_edge.genai_engine`."""
+    """A vision graph that passes features on, for `phi_edge.engine.genai`."""
     features = ir.val(package.PIXEL_VALUES, _onnx_type(dtype), ["num_image_tokens", "hidden_size"])
     given = ir.val(package.IMAGE_FEATURES, features.dtype, features.shape)
     node = ir.node("Identity", [features], outputs=[given])
@@ -254,7 +254,7 @@ def build_identity(dtype: str) -> ir.Model:
 
 
 def write_probes(folder: Path) -> None:
-    """Write the files of `phi_edge/probes`: `NAME.onnx` and `NAME.npz` of every probe, and more."""
+    """Write the folder of probes: `NAME.onnx` and `NAME.npz` of each, and the identity graphs."""
     folder.mkdir(exist_ok=True)
     for name, (dtype, fused_rotary, accuracy_level) in PROBES.items():
         probe = Probe(dtype, fused_rotary=fused_rotary, accuracy_level=accuracy_level)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from phi_edge.image import ImageCrops
-from phi_edge.prompt import Prompt
+from phi_edge.image.crops import ImageCrops
+from phi_edge.text.prompt import Prompt
 
 from .checkpoint import Checkpoint
 from .journal import Journal
@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class CheckpointReference:
-    """Runs a checkpoint in float32, layer by layer; a `phi_edge.certify.Reference`."""
+    """Runs a checkpoint in float32, layer by layer; a `phi_edge.evaluation.certify.Reference`."""
 
     def __init__(self, checkpoint: Checkpoint, folder: Path) -> None:
         """Take the checkpoint.

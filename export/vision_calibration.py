@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from phi_edge.image import CROP_SIZE
-from phi_edge.prompt import Prompt
-from phi_edge.session import engine_errors, vision_feeds
+from phi_edge.engine.session import engine_errors, vision_feeds
+from phi_edge.image.crops import CROP_SIZE
+from phi_edge.text.prompt import Prompt
 
 from .checkpoint import Checkpoint
 from .journal import Journal

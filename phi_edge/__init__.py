@@ -22,12 +22,11 @@ from phi_edge.errors import (
     ProviderError,
     SamplesError,
 )
-from phi_edge.generation import Answer, Generation, GenerationEvent, TokenUsage
-from phi_edge.image import ImageCrops
+from phi_edge.generation import Answer, Generation, GenerationEvent, GenerationOptions, TokenUsage
+from phi_edge.image.crops import ImageCrops
 from phi_edge.loaded_model import Model
 from phi_edge.loading import load_model
-from phi_edge.options import GenerationOptions
-from phi_edge.prompt import Prompt, chat_text
+from phi_edge.text.prompt import Prompt, chat_text
 
 __version__ = "0.1.0"
 

@@ -12,27 +12,32 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
-from phi_edge import image as image_processing
 from phi_edge import package
-from phi_edge import prompt as prompts
-from phi_edge.budget import MemoryBudget
-from phi_edge.constraint import Constraint, JsonGrammar
-from phi_edge.disk_cache import DiskCache
-from phi_edge.engine import Engine, Features, Run
-from phi_edge.generation import Answer, Completion, Events, Generation, decode
-from phi_edge.image import ImageCrops
-from phi_edge.image_file import ImageSource, to_image
-from phi_edge.machine import Calibration, load_calibration, most_crops
-from phi_edge.options import GenerationOptions
-from phi_edge.prompt import Prompt, chat_text, image_tags, plain_text
-from phi_edge.run_pool import PREFIX_CACHE_BYTES, RunPool
-from phi_edge.sampling import Sampler
-from phi_edge.text import Detokenizer
+from phi_edge.cache.disk import DiskCache
+from phi_edge.cache.pool import PREFIX_CACHE_BYTES, RunPool
+from phi_edge.engine.base import Engine, Features, Run
+from phi_edge.generation.constraint import Constraint, JsonGrammar
+from phi_edge.generation.loop import Answer, Completion, Events, Generation, decode
+from phi_edge.generation.options import GenerationOptions
+from phi_edge.generation.sampling import Sampler
+from phi_edge.image.crops import ImageCrops, preprocess
+from phi_edge.image.files import ImageSource, to_image
+from phi_edge.planning.budget import MemoryBudget
+from phi_edge.planning.speed import Calibration, load_calibration, most_crops
+from phi_edge.text.detokenizer import Detokenizer
+from phi_edge.text.prompt import (
+    Prompt,
+    chat_text,
+    encode_prompt,
+    image_tags,
+    plain_text,
+    until_images_are_known,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-    from phi_edge.options import OptionFields
+    from phi_edge.generation.options import OptionFields
 
 
 class Model:
@@ -107,7 +112,7 @@ class Model:
         """
         default = self.manifest.model.num_crops
         own = [most or default for most in num_crops or [None] * len(images)]
-        num_text_tokens = len(self.tokenizer.encode(prompts.until_images_are_known(text)).ids)
+        num_text_tokens = len(self.tokenizer.encode(until_images_are_known(text)).ids)
         return most_crops(self.calibration, images, own, num_text_tokens, max_ttft_ms)
 
     def preprocess(self, image: Image.Image, num_crops: int | None = None) -> ImageCrops:
@@ -122,7 +127,7 @@ class Model:
             ImageError: The image cannot be decoded or laid out.
         """
         model = self.manifest.model
-        return image_processing.preprocess(
+        return preprocess(
             image,
             model.num_crops if num_crops is None else num_crops,
             model.image_mean,
@@ -153,7 +158,7 @@ class Model:
         """Tokenize a prompt in the chat template.
 
         Args:
-            text: As `phi_edge.prompt.chat_text` makes it, with a tag `<|image_k|>` an image.
+            text: As `phi_edge.chat_text` makes it, with a tag `<|image_k|>` an image.
             images: The images that the tags name, in the order of their numbers. Each is a path,
                 the bytes of an image file, a Pillow image, an array uint8 [height, width] or
                 [height, width, 3 or 4], or what `preprocess` gave.
@@ -177,7 +182,7 @@ class Model:
             image if isinstance(image, ImageCrops) else self.preprocess(image, num_crops)
             for image in opened
         ]
-        return prompts.encode_prompt(self.tokenizer, text, crops)
+        return encode_prompt(self.tokenizer, text, crops)
 
     def check_memory(self, prompt: Prompt, max_tokens: int | None = None) -> None:
         """Refuse a prompt that would take too much memory, before any work is done.

@@ -9,15 +9,15 @@ from tokenizers import Tokenizer
 from typing_extensions import TypedDict
 
 from phi_edge import package
-from phi_edge.disk_cache import DiskCache
-from phi_edge.engine import Engine
+from phi_edge.cache.disk import DiskCache
+from phi_edge.cache.pool import PREFIX_CACHE_BYTES
+from phi_edge.engine.base import Engine
+from phi_edge.engine.genai import GenaiEngine
+from phi_edge.engine.ort import OrtEngine
+from phi_edge.engine.probe import AUTO, resolve_provider
 from phi_edge.errors import PackageError
-from phi_edge.genai_engine import GenaiEngine
 from phi_edge.loaded_model import Model
-from phi_edge.needs import check_needs, predict_needs
-from phi_edge.ort_engine import OrtEngine
-from phi_edge.providers import AUTO, resolve_provider
-from phi_edge.run_pool import PREFIX_CACHE_BYTES
+from phi_edge.planning.memory import check_needs, predict_needs
 
 # A small model of the same architecture, for trying things out; see its README.md.
 BUNDLED_MODEL = Path(__file__).parent / "phi-edge-tiny"
@@ -54,7 +54,7 @@ def load_model(
     Args:
         path: The package folder; None for the bundled phi-edge-tiny, which knows little more than
             coloured shapes, bar charts and printed words.
-        provider: Where to run: a name of `phi_edge.session.PROVIDERS`, which is never replaced by
+        provider: Where to run: a name of `phi_edge.engine.providers`, which is never replaced by
             another. "auto" is what the package was built for, if that works here, and else, with a
             warning, the CPU.
         provider_options: ONNX Runtime's options of the provider, such as `device_id` or
@@ -67,7 +67,7 @@ def load_model(
             to 8 GiB, in files that their owner alone can read; nothing is kept when None. What
             images and prompts say can be told from them.
         max_ram_mb: Most memory that the process may take, in 10^6 bytes, as far as it can be
-            predicted (see `phi_edge.needs`) for one request at a time on the CPU. What would
+            predicted (see `phi_edge.planning`) for one request at a time on the CPU. What would
             take more is refused before any work; what is kept is forgotten first.
         verify: Read the whole package and compare the digests of the large files too.
 

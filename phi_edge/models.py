@@ -11,7 +11,7 @@ import json
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from phi_edge.image_file import ImageSource, to_file
+from phi_edge.image.files import ImageSource, to_file
 from phi_edge.json_view import Field, JsonView, each, member_of, read_time
 
 if TYPE_CHECKING:

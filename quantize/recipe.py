@@ -18,6 +18,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from phi_edge.engine.providers import find_provider
+
 from .blockwise import EXACT, ROUNDED, BlockQuantizer
 from .calibrated import CalibratedQuantizer
 from .channelwise import ChannelQuantizer
@@ -145,7 +147,7 @@ def make_recipe(
 
     Args:
         precision: "fp32", "fp16" or "int4"; the next arguments are about int4 alone.
-        provider: "cpu", "cuda" or "dml".
+        provider: One that packages are built for.
         method: How the values are chosen: "nearest" and "search" look at the weights alone,
             "gptq" runs the checkpoint on samples.
         block_size: Weights that share a scale.
@@ -161,52 +163,49 @@ def make_recipe(
             memory.
 
     Raises:
-        ValueError: There is no such precision, or the provider cannot run it.
+        ProviderError: There is no such provider.
+        ValueError: It cannot run such a package.
     """
-    if precision == "fp32":
-        if provider == "cuda":
-            # https://github.com/microsoft/onnxruntime/blob/main/docs/OperatorKernels.md
-            raise ValueError("attention on CUDA has no fp32 kernel: choose fp16 or int4")
-        return Recipe(precision, "float32", {})
-    if precision == "fp16":
-        return Recipe(precision, "float16", {})
+    record = find_provider(provider)
+    if precision not in record.precisions:
+        raise ValueError(
+            f"precision must be {' or '.join(record.precisions)} on {provider}, not {precision!r}"
+        )
     if precision != "int4":
-        raise ValueError(f"precision must be fp32, fp16 or int4, not {precision!r}")
-    for_the_cpu = {
+        return Recipe(precision, {"fp32": "float32", "fp16": "float16"}[precision], {})
+    in_int8 = {
         "activations are rounded to 8 bits": activations == "int8",
         "the key/value cache is int8": cache_dtype == "int8",
         "layers have 8 bits": 8 in (bits or {}).values(),
         "prompts run on int8 weights of their own": prefill_dtype == "int8",
     }
-    for wish, is_wanted in for_the_cpu.items():
-        if is_wanted and provider != "cpu":
+    for wish, is_wanted in in_int8.items():
+        if is_wanted and not record.has_int8_kernels:
             raise ValueError(f"{wish} on the CPU alone")
 
-    is_cpu = provider == "cpu"
-    scale_dtype = "float32" if is_cpu else "float16"
-    level = 0 if not is_cpu else EXACT if activations == "float" else ROUNDED
+    float_dtype, has_int8 = record.float_dtype, record.has_int8_kernels
+    level = 0 if not has_int8 else EXACT if activations == "float" else ROUNDED
     int4 = BlockQuantizer(
         4,
         block_size,
         symmetric=False,
         accuracy_level=level,
-        scale_dtype=scale_dtype,
+        scale_dtype=float_dtype,
         method=method,
     )
     if method == "gptq":
-        decides_level = is_cpu and activations == "auto"
+        decides_level = has_int8 and activations == "auto"
         int4 = CalibratedQuantizer(**vars(int4), decides_level=decides_level)
     exceptions = {
         pattern: dataclasses.replace(int4, bits=count) for pattern, count in (bits or {}).items()
     }
-    if not is_cpu:
-        # GPUs multiply in float16. Their 8-bit kernels differ between providers and releases, so
-        # the vision tower and the embedding stay in float16.
-        return Recipe(precision, "float16", {"decoder": int4, "lm_head": int4}, exceptions)
+    if not has_int8:
+        # The vision tower and the embedding stay in floating point.
+        return Recipe(precision, float_dtype, {"decoder": int4, "lm_head": int4}, exceptions)
     int8 = BlockQuantizer(8, 128, symmetric=True, accuracy_level=ROUNDED)
     # A row that is looked up cannot end in padding, so its blocks have to fit every width.
     lookup = BlockQuantizer(8, 32, symmetric=True)
     quantizers = {"embedding": lookup, "decoder": int4, "lm_head": int4, "vision": int8}
     vision = (ChannelQuantizer(), int8) if method == "gptq" else ()
     prefill = ChannelQuantizer() if prefill_dtype == "int8" else None
-    return Recipe(precision, "float32", quantizers, exceptions, cache_dtype, vision, prefill)
+    return Recipe(precision, float_dtype, quantizers, exceptions, cache_dtype, vision, prefill)

@@ -25,8 +25,8 @@ import phi_edge
 from benchmarks.synthetic_checkpoint import write_tokenizer
 from export import Checkpoint, export_package
 from phi_edge.api.service import ChatService
-from phi_edge.image_file import open_image
-from phi_edge.ort_engine import OrtEngine
+from phi_edge.engine.ort import OrtEngine
+from phi_edge.image.files import open_image
 from quantize import make_recipe
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -142,7 +142,7 @@ def count_cached(
 ) -> int:
     """How many tokens of a prompt the model need not prefill; all of them are kept after that."""
     caplog.clear()
-    with caplog.at_level(logging.INFO, "phi_edge.run_pool"), model.start(prompt):
+    with caplog.at_level(logging.INFO, "phi_edge.cache.pool"), model.start(prompt):
         found = re.search(r"(\d+) of \d+ prompt tokens are cached", caplog.text)
     return int(found[1]) if found else 0
 

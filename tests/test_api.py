@@ -21,8 +21,8 @@ from phi_edge.api.response import Chunk, Completion
 from phi_edge.api.routes import Request, Routes
 from phi_edge.api.safety import BlockList
 from phi_edge.api.service import ChatService
-from phi_edge.constraint import JsonConstraint, JsonGrammar
-from phi_edge.prompt import plain_text
+from phi_edge.generation.constraint import JsonConstraint, JsonGrammar
+from phi_edge.text.prompt import plain_text
 
 from .conftest import GoldenSet
 

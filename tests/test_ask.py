@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 
 import phi_edge
 from phi_edge import Answer, ImageError, TokenUsage, chat_text
-from phi_edge.constraint import JsonConstraint, JsonGrammar
+from phi_edge.generation.constraint import JsonConstraint, JsonGrammar
 
 from .conftest import GOLDEN
 

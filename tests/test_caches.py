@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 import phi_edge
-from phi_edge.caches import FeatureCache, PrefixCache, count_common_tokens
-from phi_edge.image import ImageCrops
-from phi_edge.ort_engine import OrtEngine
-from phi_edge.prompt import chat_text
+from phi_edge.cache.memory import FeatureCache, PrefixCache, count_common_tokens
+from phi_edge.engine.ort import OrtEngine
+from phi_edge.image.crops import ImageCrops
+from phi_edge.text.prompt import chat_text
 
 from .conftest import GoldenSet, count_cached
 

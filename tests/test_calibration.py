@@ -15,9 +15,9 @@ from export.calibration import calibrate
 from export.journal import Journal
 from export.layerwise import LayerwiseModel
 from phi_edge import CheckpointError, SamplesError
+from phi_edge.evaluation.samples import LINES_FILE, Sample, bundled_samples, read_samples
 from phi_edge.package import read_manifest
-from phi_edge.prompt import Prompt
-from phi_edge.samples import LINES_FILE, Sample, bundled_samples, read_samples
+from phi_edge.text.prompt import Prompt
 from quantize import BlockQuantizer, Method, dequantize, make_recipe
 
 from .conftest import GOLDEN

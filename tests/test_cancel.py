@@ -12,8 +12,8 @@ from PIL import Image
 
 import phi_edge
 from phi_edge import CancelToken, EngineError, GenerationCancelled, OutOfMemoryError, Prompt
-from phi_edge import kv_cache as kv_caches
-from phi_edge.ort_engine import OrtEngine
+from phi_edge.engine import kv_cache
+from phi_edge.engine.ort import OrtEngine
 
 from .conftest import count_cached
 from .sessions import Intercepted, never_ending, once
@@ -183,7 +183,7 @@ def test_memory_that_ends_while_a_cache_grows(
 ) -> None:
     """Some buffers are larger then; none of them is used, and the run can go on."""
     ids, num_buffers = random_ids(257), 0
-    zeros = kv_caches._untouched_zeros
+    zeros = kv_cache._untouched_zeros
 
     def end(*args: Any) -> Any:
         nonlocal num_buffers
@@ -194,7 +194,7 @@ def test_memory_that_ends_while_a_cache_grows(
 
     run = fresh.start(Prompt(ids[:256]))
     with monkeypatch.context() as patch:
-        patch.setattr(kv_caches, "_untouched_zeros", end)
+        patch.setattr(kv_cache, "_untouched_zeros", end)
         with pytest.raises(OutOfMemoryError):
             run.append(int(ids[256]))
     assert run.num_cached == 0
@@ -208,4 +208,4 @@ def test_a_cache_that_the_system_refuses(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("mmap.mmap", refuse)
     with pytest.raises(OutOfMemoryError, match="key/value cache"):
-        kv_caches._untouched_zeros((1, 2), "float32")
+        kv_cache._untouched_zeros((1, 2), "float32")

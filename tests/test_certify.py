@@ -14,7 +14,9 @@ import pytest
 import phi_edge
 from export import Checkpoint, CheckpointReference
 from phi_edge import PackageError
-from phi_edge.certify import (
+from phi_edge.cli import cli
+from phi_edge.engine.base import Logits
+from phi_edge.evaluation.certify import (
     CERTIFICATE_FILE,
     Agreement,
     PackageReference,
@@ -22,10 +24,8 @@ from phi_edge.certify import (
     observe,
     predict,
 )
-from phi_edge.cli import cli
-from phi_edge.engine import Logits
-from phi_edge.prompt import Prompt
-from phi_edge.samples import Sample, bundled_samples
+from phi_edge.evaluation.samples import Sample, bundled_samples
+from phi_edge.text.prompt import Prompt
 
 from .conftest import GOLDEN, Exporter
 

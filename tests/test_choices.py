@@ -13,11 +13,11 @@ from phi_edge import ContextLengthError, GenerationCancelled, Prompt
 from phi_edge.api.request import parse_request
 from phi_edge.api.safety import BlockList
 from phi_edge.api.service import ChatService
-from phi_edge.budget import MemoryBudget
-from phi_edge.drafting import DraftingRun
-from phi_edge.generation import GenerationEvent
-from phi_edge.needs import predict_needs
-from phi_edge.ort_engine import OrtEngine, OrtRun
+from phi_edge.engine.ort import OrtEngine, OrtRun
+from phi_edge.generation.drafting import DraftingRun
+from phi_edge.generation.loop import GenerationEvent
+from phi_edge.planning.budget import MemoryBudget
+from phi_edge.planning.memory import predict_needs
 
 from .test_api import Body, body, complete, streamed_text, text
 from .test_drafting import SCHEMA

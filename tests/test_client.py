@@ -19,7 +19,7 @@ import phi_edge
 from phi_edge import ChatCompletionsClient, HttpResponseError
 from phi_edge.api.safety import BlockList
 from phi_edge.api.service import ChatService, ServiceOptions
-from phi_edge.image_file import open_image
+from phi_edge.image.files import open_image
 from phi_edge.loading import LoadOptions
 from phi_edge.models import (
     AssistantMessage,

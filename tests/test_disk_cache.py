@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 import phi_edge
-from phi_edge.cache_file import TEMPORARY_PREFIX, CacheFile, DamagedFileError, write_cache_file
-from phi_edge.disk_cache import DiskCache
-from phi_edge.ort_engine import OrtEngine
-from phi_edge.prompt import chat_text
+from phi_edge.cache.disk import DiskCache
+from phi_edge.cache.file import TEMPORARY_PREFIX, CacheFile, DamagedFileError, write_cache_file
+from phi_edge.engine.ort import OrtEngine
+from phi_edge.text.prompt import chat_text
 
 from .conftest import GoldenSet
 from .test_engine import random_ids

@@ -12,9 +12,9 @@ import pytest
 
 import phi_edge
 from phi_edge import GenerationOptions, Prompt, PromptError
-from phi_edge.drafting import DraftingRun, PromptLookup
-from phi_edge.generation import GenerationEvent
-from phi_edge.ort_engine import OrtRun
+from phi_edge.engine.ort import OrtRun
+from phi_edge.generation.drafting import DraftingRun, PromptLookup
+from phi_edge.generation.loop import GenerationEvent
 
 from .conftest import GoldenSet
 from .test_engine import EXACT, random_ids

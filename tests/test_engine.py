@@ -14,8 +14,8 @@ import pytest
 import phi_edge
 from export import Checkpoint, export_package
 from phi_edge import ContextLengthError, GenerationCancelled, Prompt, PromptError
-from phi_edge.kv_cache import KeyValueCache
-from phi_edge.ort_engine import OrtEngine
+from phi_edge.engine.kv_cache import KeyValueCache
+from phi_edge.engine.ort import OrtEngine
 from quantize import make_recipe
 
 from .conftest import GoldenSet

@@ -20,7 +20,7 @@ from phi_edge import (
     Prompt,
     package,
 )
-from phi_edge.session import open_session
+from phi_edge.engine.session import open_session
 from quantize import make_recipe
 
 from .conftest import DEV, Exporter, GoldenSet

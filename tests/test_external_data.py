@@ -15,7 +15,7 @@ from onnx.helper import make_function, make_graph, make_model, make_node
 
 import phi_edge
 from phi_edge import PackageError, package
-from phi_edge.external_data import external_locations
+from phi_edge.package.external_data import external_locations
 
 from .test_package import edit_manifest
 

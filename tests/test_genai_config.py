@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from phi_edge import PackageError, load_model, package
-from phi_edge.genai_config import check_genai_config
+from phi_edge.package.genai_config import check_genai_config
 
 from .conftest import Exporter
 

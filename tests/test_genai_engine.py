@@ -10,7 +10,7 @@ import pytest
 
 import phi_edge
 from phi_edge import EngineError, GenerationCancelled, Prompt, ProviderError
-from phi_edge.genai_engine import GenaiRun
+from phi_edge.engine.genai import GenaiRun
 
 from .conftest import Exporter, GoldenSet
 from .test_engine import random_ids
@@ -81,7 +81,7 @@ def test_rewind_and_crossing(
 def test_decoding_across_4096_and_out_of_room(
     genai: phi_edge.Model, model: phi_edge.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("phi_edge.genai_engine._ROOM", 2)
+    monkeypatch.setattr("phi_edge.engine.genai._ROOM", 2)
     ids = random_ids(4094)
     run, ours = genai.start(Prompt(ids)), model.start(Prompt(ids))
     for token_id in range(5, 9):

@@ -15,8 +15,8 @@ from PIL import Image
 
 import phi_edge
 from phi_edge import ImageError
-from phi_edge.image import _to_8_bits
-from phi_edge.image_file import open_image
+from phi_edge.image.crops import _to_8_bits
+from phi_edge.image.files import open_image
 
 from .conftest import GOLDEN
 

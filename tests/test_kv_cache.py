@@ -12,7 +12,7 @@ import pytest
 import phi_edge
 from export import Checkpoint, export_package
 from phi_edge import Prompt
-from phi_edge.ort_engine import OrtEngine
+from phi_edge.engine.ort import OrtEngine
 from phi_edge.package import ModelInfo, past_name, present_name, read_manifest
 from quantize import make_recipe
 

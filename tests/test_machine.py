@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 
 import phi_edge
-from phi_edge import machine, package
+from phi_edge import package
 from phi_edge.api.request import parse_request
 from phi_edge.api.service import ChatService
-from phi_edge.image import hd_image, padded_size
+from phi_edge.image.crops import hd_image, padded_size
 from phi_edge.loading import BUNDLED_MODEL
-from phi_edge.machine import Calibration, load_calibration, most_crops, save_calibration
-from phi_edge.prompt import chat_text, until_images_are_known
+from phi_edge.planning import speed
+from phi_edge.planning.speed import Calibration, load_calibration, most_crops, save_calibration
+from phi_edge.text.prompt import chat_text, until_images_are_known
 
 MANIFEST = package.read_manifest(BUNDLED_MODEL)
 CALIBRATION = Calibration(
@@ -156,4 +157,4 @@ def test_later_turns_are_no_part_of_what_images_wait_for() -> None:
 def test_calibrations_are_in_the_users_cache_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     platformdirs = pytest.importorskip("platformdirs")
     monkeypatch.delenv("PHI_EDGE_CACHE_DIR")
-    assert machine._cache_folder() == platformdirs.user_cache_path("phi_edge", appauthor=False)
+    assert speed._cache_folder() == platformdirs.user_cache_path("phi_edge", appauthor=False)

@@ -17,10 +17,10 @@ import phi_edge
 from phi_edge import package
 from phi_edge.api.request import parse_request
 from phi_edge.api.service import ChatService
+from phi_edge.engine.ort import OrtEngine
 from phi_edge.loading import BUNDLED_MODEL
-from phi_edge.needs import check_needs, most_tokens, predict_needs, square_image_size
-from phi_edge.ort_engine import OrtEngine
-from phi_edge.prompt import chat_text
+from phi_edge.planning.memory import check_needs, most_tokens, predict_needs, square_image_size
+from phi_edge.text.prompt import chat_text
 
 MANIFEST = package.read_manifest(BUNDLED_MODEL)
 # Room for 2,000 tokens of text.

@@ -15,7 +15,7 @@ from phi_edge import GenerationOptions
 from phi_edge.api.request import ChatRequest, parse_request
 from phi_edge.api.service import ChatService
 from phi_edge.cli import cli
-from phi_edge.options import OptionFields, SharedOptions
+from phi_edge.generation.options import OptionFields, SharedOptions
 
 from .test_api import body, complete, text
 

@@ -12,7 +12,7 @@ import pytest
 
 import phi_edge
 from phi_edge import EngineError, PackageError, PackageNotFoundError, ProviderError, package
-from phi_edge.ort_engine import OrtEngine
+from phi_edge.engine.ort import OrtEngine
 
 
 def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:

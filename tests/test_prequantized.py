@@ -19,7 +19,7 @@ import phi_edge
 from export import Checkpoint, encode_samples, export_package
 from export.packed import PackedLayout
 from phi_edge import CheckpointError, Prompt
-from phi_edge.samples import Sample
+from phi_edge.evaluation.samples import Sample
 from quantize import QuantizedBlocks, Recipe, dequantize, make_recipe
 
 from .conftest import GoldenSet

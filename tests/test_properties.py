@@ -20,11 +20,11 @@ from phi_edge.api.conversation import make_conversation
 from phi_edge.api.request import parse_request
 from phi_edge.api.routes import Request, Routes
 from phi_edge.api.service import ChatService
-from phi_edge.constraint import JsonGrammar, SchemaError
-from phi_edge.image import CROP_SIZE, ImageCrops, padded_size
-from phi_edge.image_file import open_image
-from phi_edge.prompt import encode_prompt, longest_token, plain_text
-from phi_edge.text import Detokenizer
+from phi_edge.generation.constraint import JsonGrammar, SchemaError
+from phi_edge.image.crops import CROP_SIZE, ImageCrops, padded_size
+from phi_edge.image.files import open_image
+from phi_edge.text.detokenizer import Detokenizer
+from phi_edge.text.prompt import encode_prompt, longest_token, plain_text
 
 from .conftest import REFERENCE_FILES
 from .fuzz.targets import CHAT_PATH, TARGETS, check_reply

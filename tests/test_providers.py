@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -15,10 +16,12 @@ import pytest
 import phi_edge
 from export.probe import PROBES as PROBE_TARGETS
 from export.probe import write_probes
-from phi_edge import Prompt, ProviderError, package, providers, session
-from phi_edge.doctor import examine, find_conflicts
-from phi_edge.providers import PROBES, choose_provider, judge, probe
-from phi_edge.session import PROVIDERS, open_session
+from phi_edge import Prompt, ProviderError, package
+from phi_edge.engine import session
+from phi_edge.engine.doctor import examine, find_conflicts
+from phi_edge.engine.probe import PROBE_TOLERANCE, PROBES, choose_provider, judge, probe
+from phi_edge.engine.providers import PROVIDERS
+from phi_edge.engine.session import open_session
 
 from .conftest import Exporter
 from .test_cli import phi_edge as run_cli
@@ -49,11 +52,11 @@ def test_probe_files_are_what_the_script_writes(tmp_path: Path) -> None:
 def test_probes_run_and_agree_with_numpy(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Those for GPUs run on the CPU too."""
     cpu = PROVIDERS["cpu"]
-    monkeypatch.setitem(session.PROVIDERS, "cpu", session.Provider(cpu.ort_name, "", probe=name))
+    monkeypatch.setitem(PROVIDERS, "cpu", dataclasses.replace(cpu, probe=name))
     result = probe.__wrapped__("cpu")
     assert result.problem == ""
     assert result.max_error is not None
-    assert 0 < result.max_error < providers.PROBE_TOLERANCE / 2
+    assert 0 < result.max_error < PROBE_TOLERANCE / 2
 
 
 @pytest.mark.parametrize(
@@ -205,7 +208,8 @@ def test_keys_and_values_stay_on_the_device(
     compact_fp32: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a run on CUDA binds where, with a binding that only takes notes."""
-    from phi_edge import kv_cache, ort_engine
+    from phi_edge.engine import kv_cache
+    from phi_edge.engine import ort as ort_engine
 
     made = []
 
@@ -267,7 +271,7 @@ def test_doctor_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_: str) -> None:
         raise ImportError("no such module")
 
-    monkeypatch.setattr("phi_edge.session.importlib.import_module", missing)
+    monkeypatch.setattr("phi_edge.engine.session.importlib.import_module", missing)
     found = examine()
     assert not found.is_well
     assert "pip install 'phi-edge[cpu]'" in found.problems[-1]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from benchmarks.sampling import draw_by_sorting
 from phi_edge import GenerationOptions
-from phi_edge.options import OptionFields
-from phi_edge.sampling import Logits, Sampler, draw, log_probabilities
+from phi_edge.generation.options import OptionFields
+from phi_edge.generation.sampling import Logits, Sampler, draw, log_probabilities
 
 LOGITS = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
 VOCAB_SIZE = 32_064

@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 
 import phi_edge
 from phi_edge.api.service import ChatService
-from phi_edge.ort_engine import OrtEngine
+from phi_edge.engine.ort import OrtEngine
 from phi_edge.server.app import make_app
 from phi_edge.server.run import is_loopback, serve
 

@@ -19,7 +19,7 @@ from benchmarks.speed.sides import Side, Spec, UnknownTaskError, read_sides
 from benchmarks.speed.workers.protocol import count_image_tokens
 from benchmarks.synthetic_package import builder_recipe, write_package
 from phi_edge.cli import cli
-from phi_edge.image import CROP_SIZE, count_tokens
+from phi_edge.image.crops import CROP_SIZE, count_tokens
 from phi_edge.loading import BUNDLED_MODEL
 from quantize import Recipe, make_recipe
 

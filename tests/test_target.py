@@ -17,8 +17,8 @@ from export.journal import Journal, clear_journal
 from export.lock import hold
 from export.target import clear_up, replacing
 from phi_edge import PackageError, package
-from phi_edge.certify import certify
 from phi_edge.cli import export as commands
+from phi_edge.evaluation.certify import certify
 from quantize import make_recipe
 
 from .conftest import Exporter
@@ -202,7 +202,7 @@ def test_a_package_that_was_replaced_meanwhile_gets_no_certificate(
         shutil.copytree(export_compact("int4"), package_copy)
         return certify(*arguments)
 
-    monkeypatch.setattr("phi_edge.certify.certify", replace)
+    monkeypatch.setattr("phi_edge.evaluation.certify.certify", replace)
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "a.txt").write_text("Hello there")
     arguments = [str(package_copy), "--reference", str(export_compact("int4"))]

@@ -8,9 +8,9 @@ from tokenizers import Tokenizer
 
 import phi_edge
 from phi_edge import PromptError
-from phi_edge.image import ImageCrops
-from phi_edge.prompt import chat_text, encode_prompt
-from phi_edge.text import Detokenizer
+from phi_edge.image.crops import ImageCrops
+from phi_edge.text.detokenizer import Detokenizer
+from phi_edge.text.prompt import chat_text, encode_prompt
 
 from .conftest import REFERENCE_FILES
 

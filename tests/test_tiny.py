@@ -17,7 +17,8 @@ from benchmarks.quality.questions import make_example
 from benchmarks.quality.samples import write_samples
 from export import Checkpoint, encode_samples, export_package
 from phi_edge import ChatCompletionsClient
-from phi_edge.image_file import open_image
+from phi_edge.evaluation.samples import read_samples
+from phi_edge.image.files import open_image
 from phi_edge.loading import BUNDLED_MODEL
 from phi_edge.models import (
     AssistantMessage,
@@ -29,7 +30,6 @@ from phi_edge.models import (
     UserMessage,
 )
 from phi_edge.package import read_manifest
-from phi_edge.samples import read_samples
 from quantize import make_recipe
 
 ROOT = Path(__file__).parents[1]

@@ -15,8 +15,8 @@ from export import Checkpoint, encode_samples, export_package, vision_calibratio
 from export.journal import Journal
 from export.vision import vision_linears
 from export.vision_calibration import judge_vision
-from phi_edge.image import preprocess
-from phi_edge.image_file import open_image
+from phi_edge.image.crops import preprocess
+from phi_edge.image.files import open_image
 from quantize import BlockQuantizer, ChannelQuantizer, Recipe, make_recipe
 
 from .test_calibration import IMAGE, SAMPLES

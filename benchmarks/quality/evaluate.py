@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 import phi_edge
-from phi_edge.certify import Agreement, predict
-from phi_edge.prompt import Prompt, chat_text
-from phi_edge.samples import ANSWER_END
+from phi_edge.evaluation.certify import Agreement, predict
+from phi_edge.evaluation.samples import ANSWER_END
+from phi_edge.text.prompt import Prompt, chat_text
 
 from .questions import TASKS, Example, Turn, make_example
 

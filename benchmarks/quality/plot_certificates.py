@@ -15,7 +15,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from phi_edge.certify import CERTIFICATE_FILE
+from phi_edge.evaluation.certify import CERTIFICATE_FILE
 from phi_edge.package import read_manifest
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from PIL import Image
 
-from phi_edge.prompt import image_tags
+from phi_edge.text.prompt import image_tags
 
 from .scenes import (
     SHAPES,

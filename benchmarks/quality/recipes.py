@@ -14,7 +14,7 @@ from pathlib import Path
 
 import phi_edge
 from export import Checkpoint, encode_samples, export_package
-from phi_edge.samples import read_samples
+from phi_edge.evaluation.samples import read_samples
 from quantize import Activations, CacheDtype, Method, PrefillDtype, make_recipe
 
 from .evaluate import compare, evaluate, select_questions

@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from phi_edge.samples import LINES_FILE
+from phi_edge.evaluation.samples import LINES_FILE
 
 from .questions import Split, make_example
 

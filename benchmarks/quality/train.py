@@ -29,8 +29,8 @@ from torch.nn import functional as f
 from torch.utils.data import DataLoader, IterableDataset
 
 from benchmarks.synthetic_checkpoint import PREPROCESSOR
-from phi_edge.image import ImageCrops
-from phi_edge.prompt import chat_text, encode_prompt
+from phi_edge.image.crops import ImageCrops
+from phi_edge.text.prompt import chat_text, encode_prompt
 
 from .muon import Muon
 from .questions import Example, Turn, make_example

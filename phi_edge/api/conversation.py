@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from phi_edge.errors import HttpResponseError
-from phi_edge.prompt import chat_text
+from phi_edge.text.prompt import chat_text
 
 from .request import ImagePart, Message, TextPart, Tool
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from PIL import Image
 
 from phi_edge.errors import HttpResponseError, ImageError
-from phi_edge.image_file import read_header
+from phi_edge.image.files import read_header
 
 from .fetch import fetch_image
 

@@ -22,9 +22,9 @@ from pydantic import (
     model_validator,
 )
 
-from phi_edge.drafting import DRAFT_TOKENS
 from phi_edge.errors import HttpResponseError, shorten
-from phi_edge.options import GenerationOptions, SharedOptions
+from phi_edge.generation.drafting import DRAFT_TOKENS
+from phi_edge.generation.options import GenerationOptions, SharedOptions
 
 ExtraParameters = Literal["pass-through", "drop", "error"]
 

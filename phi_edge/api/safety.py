@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
+from phi_edge.engine.session import engine_errors, open_session
 from phi_edge.errors import HttpResponseError, PackageError
-from phi_edge.session import engine_errors, open_session
 
 
 class ContentFilter(Protocol):

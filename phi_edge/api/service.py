@@ -15,20 +15,20 @@ from PIL import Image
 from typing_extensions import TypedDict
 
 from phi_edge.cancel import CancelToken
-from phi_edge.constraint import SchemaError
 from phi_edge.errors import (
     ContextLengthError,
     HttpResponseError,
     MemoryLimitError,
     PromptError,
 )
-from phi_edge.generation import Generation, GenerationEvent, TokenUsage
-from phi_edge.image import DETAIL_CROPS, count_tokens, padded_size
-from phi_edge.image_file import decode_image
+from phi_edge.generation.constraint import SchemaError
+from phi_edge.generation.loop import Generation, GenerationEvent, TokenUsage
+from phi_edge.generation.sampling import TokenLogprobs
+from phi_edge.image.crops import DETAIL_CROPS, count_tokens, padded_size
+from phi_edge.image.files import decode_image
 from phi_edge.loaded_model import Model
-from phi_edge.prompt import Prompt, longest_token, plain_text
-from phi_edge.sampling import TokenLogprobs
-from phi_edge.text import token_bytes
+from phi_edge.text.detokenizer import token_bytes
+from phi_edge.text.prompt import Prompt, longest_token, plain_text
 
 from .conversation import Conversation, ImagePolicy, SystemRole, make_conversation
 from .images import naming, read_image

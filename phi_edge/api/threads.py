@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from phi_edge.cancel import close
-from phi_edge.engine import check_cancelled
+from phi_edge.engine.base import check_cancelled
 from phi_edge.errors import GenerationCancelled
 
 T = TypeVar("T")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from phi_edge.image import ImageCrops
-from phi_edge.image_file import open_image
+from phi_edge.generation.options import GenerationOptions
+from phi_edge.image.crops import ImageCrops
+from phi_edge.image.files import open_image
 from phi_edge.loaded_model import Model
-from phi_edge.options import GenerationOptions
-from phi_edge.prompt import chat_text, image_tags
+from phi_edge.text.prompt import chat_text, image_tags
 
 from .options import generation_options, loading_options, model_option, ttft_option
 

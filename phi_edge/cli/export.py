@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from phi_edge import package
+from phi_edge.engine.providers import TARGETS
+from phi_edge.engine.session import import_onnxruntime
 from phi_edge.errors import PackageError
+from phi_edge.evaluation.samples import Sample, bundled_samples, read_samples
 from phi_edge.loaded_model import Model
 from phi_edge.loading import load_model
-from phi_edge.samples import Sample, bundled_samples, read_samples
-from phi_edge.session import import_onnxruntime
 
 from .options import json_option, provider_option, threads_option
 from .show import export_progress, show_facts
 
 if TYPE_CHECKING:
-    from phi_edge.certify import Certificate, Reference
+    from phi_edge.evaluation.certify import Certificate, Reference
 
 # One sample of a few is enough for the certificate that an export makes.
 _CERTIFICATE_STEP = 3
@@ -95,7 +96,7 @@ _INT8_CACHE_SINCE = (1, 32)
 )
 @click.option(
     "--provider",
-    type=click.Choice(["cpu", "cuda", "dml"]),
+    type=click.Choice(TARGETS),
     default="cpu",
     show_default=True,
     help="Execution provider to build for.",
@@ -252,7 +253,7 @@ def _certify(
     opening: AbstractContextManager[Reference],
 ) -> Certificate:
     """Compare a package with a reference, which is opened when the package is closed."""
-    from phi_edge.certify import certify, observe, write_certificate
+    from phi_edge.evaluation.certify import certify, observe, write_certificate
 
     with load(model_path) as model:
         observations = observe(model, samples)
@@ -266,7 +267,7 @@ def _certify(
 
 @contextmanager
 def _package_reference(folder: Path, load: Callable[[Path], Model]) -> Iterator[Reference]:
-    from phi_edge.certify import PackageReference
+    from phi_edge.evaluation.certify import PackageReference
 
     with load(folder) as model:
         yield PackageReference(model)

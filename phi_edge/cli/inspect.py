@@ -11,10 +11,10 @@ from typing import Any
 import click
 
 from phi_edge import package
+from phi_edge.engine.probe import choose_provider, resolve_provider
 from phi_edge.errors import ProviderError
-from phi_edge.image import CROP_SIZE, count_tokens
+from phi_edge.image.crops import CROP_SIZE, count_tokens
 from phi_edge.loading import BUNDLED_MODEL, load_model
-from phi_edge.providers import choose_provider, resolve_provider
 
 from .options import json_option, model_option, provider_option, threads_option
 from .show import show_facts
@@ -66,7 +66,7 @@ def info(
             raise click.UsageError("--images goes with --prompt-tokens")
         facts = _describe(manifest) | {"runs_on": _runs_on(manifest)}
     else:
-        from phi_edge.estimate import estimate
+        from phi_edge.planning.estimate import estimate
 
         resolved = resolve_provider(provider, manifest.provider)
         facts = estimate(manifest, prompt_tokens, provider=resolved, **request)
@@ -130,7 +130,7 @@ def doctor(*, model_path: Path | None, as_json: bool) -> None:
 
     The exit code is 0 if the one that the package was built for does.
     """
-    from phi_edge.doctor import examine
+    from phi_edge.engine.doctor import examine
 
     found = examine(package.read_manifest(model_path or BUNDLED_MODEL).provider)
     if as_json:
@@ -149,7 +149,7 @@ def calibrate(*, model_path: Path, provider: str, threads: int | None) -> None:
 
     Takes a minute or two for a package of Phi-3.5-vision's size; nothing else should be running.
     """
-    from phi_edge.machine import measure, save_calibration
+    from phi_edge.planning.speed import measure, save_calibration
 
     resolved = resolve_provider(provider, package.read_manifest(model_path).provider)
     with load_model(model_path, provider=resolved, num_threads=threads) as model:
@@ -186,7 +186,7 @@ def bench(
     threads: int | None,
 ) -> None:
     """Measure how fast PACKAGE is here; the bundled one by default."""
-    from phi_edge.bench import measure_speed
+    from phi_edge.evaluation.measure import measure_speed
 
     speed = measure_speed(
         model_path,

@@ -10,10 +10,10 @@ from typing import Any, get_args
 
 import click
 
+from phi_edge.engine.probe import AUTO
+from phi_edge.engine.providers import PROVIDERS
+from phi_edge.generation.options import GenerationOptions, SharedOptions
 from phi_edge.loading import ENGINES, load_model
-from phi_edge.options import GenerationOptions, SharedOptions
-from phi_edge.providers import AUTO
-from phi_edge.session import PROVIDERS
 
 Command = Callable[..., Any]
 

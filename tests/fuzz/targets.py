@@ -23,8 +23,8 @@ from phi_edge.api.pieces import Piece
 from phi_edge.api.response import Chunk, Completion
 from phi_edge.api.routes import Reply, Request, Routes
 from phi_edge.api.service import ChatService
-from phi_edge.image import CROP_SIZE, hd_image
-from phi_edge.image_file import open_image
+from phi_edge.image.crops import CROP_SIZE, hd_image
+from phi_edge.image.files import open_image
 from tests.strategies import BODIES, JSON
 
 Target = Callable[[bytes], object]

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnx_ir as ir
 
-from phi_edge.session import import_onnxruntime
+from phi_edge.engine.session import import_onnxruntime
 
 from .protocol import Figures, serve
 

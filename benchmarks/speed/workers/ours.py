@@ -13,13 +13,13 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 import phi_edge
-from phi_edge.constraint import JsonConstraint, JsonGrammar
-from phi_edge.drafting import DRAFT_TOKENS, DraftingRun
-from phi_edge.engine import Run
-from phi_edge.image import CROP_SIZE
+from phi_edge.engine.base import Run
+from phi_edge.generation.constraint import JsonConstraint, JsonGrammar
+from phi_edge.generation.drafting import DRAFT_TOKENS, DraftingRun
+from phi_edge.image.crops import CROP_SIZE
 from phi_edge.loading import BUNDLED_MODEL
 from phi_edge.package import DECODER, GRAPH_FILES, TOKENIZER_FILE
-from phi_edge.prompt import chat_text, encode_prompt
+from phi_edge.text.prompt import chat_text, encode_prompt
 
 from .protocol import Figures, peak_rss_bytes, serve
 

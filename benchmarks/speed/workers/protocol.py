@@ -48,5 +48,5 @@ def peak_rss_bytes() -> int:
 
 
 def count_image_tokens(rows: int, columns: int) -> int:
-    """Slots of an image with this grid of crops: those of `phi_edge.image.count_tokens`."""
+    """Slots of an image with this grid of crops: those of `phi_edge.image.crops.count_tokens`."""
     return 144 * (rows * columns + 1) + 1 + 12 * (rows + 1)

@@ -1,0 +1,306 @@
+"""The engine on onnxruntime-genai, for its loop in C++ and the providers that it reaches.
+
+Image features are computed by the package's vision graph on ONNX Runtime and handed to
+onnxruntime-genai as they are: in its place there stands a graph that only passes them on. So
+features are kept and shared as with the other engine, and a sequence can be run again without
+its pixels.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from phi_edge import package
+from phi_edge.engine.base import (
+    Features,
+    Lent,
+    Logits,
+    Rows,
+    check_cancelled,
+    check_rewind,
+    check_step,
+    check_tokens,
+)
+from phi_edge.engine.probe import PROBES
+from phi_edge.engine.providers import find_provider
+from phi_edge.engine.session import encode_image, engine_errors, import_onnxruntime, open_session
+from phi_edge.errors import EngineError, ProviderError
+from phi_edge.image.crops import ImageCrops
+from phi_edge.package import Manifest
+from phi_edge.package.genai_config import check_genai_config
+
+logger = logging.getLogger(__name__)
+
+# Prefill runs in chunks, between which it can be cancelled.
+_CHUNK_SIZE = 256
+
+# Tokens that a cache has room for beyond the prompt. When they are used up, there has to be a
+# larger cache and a new prefill.
+_ROOM = 1024
+
+_NO_ROWS = "onnxruntime-genai keeps keys and values to itself: use the engine 'onnxruntime'"
+
+
+class GenaiEngine:
+    """Runs a package on onnxruntime-genai; a `phi_edge.engine.base.Engine`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        provider: str,
+        num_threads: int | None = None,
+        provider_options: Mapping[str, object] | None = None,
+    ) -> None:
+        """Load the model.
+
+        Raises:
+            PackageError: Its configuration names what is not of the package.
+            ProviderError: onnxruntime-genai is not installed, or its build lacks the provider.
+            EngineError: The package was built for another provider, or cannot be loaded.
+        """
+        self.model = manifest.model
+        self._folder = folder
+        self._num_threads = num_threads
+        self.og = _import_genai()
+        record = find_provider(provider)
+        _check_provider(self.og, provider, manifest.provider)
+        check_genai_config(folder, manifest)
+        with engine_errors(f"loading {folder}"):
+            config = self.og.Config(str(folder))
+            if record.genai_adds:
+                config.append_provider(record.genai_name)
+            for key, value in (provider_options or {}).items():
+                config.set_provider_option(record.genai_name, key, str(value))
+            if num_threads:
+                options = {"session_options": {"intra_op_num_threads": num_threads}}
+                roles = dict.fromkeys((package.DECODER, package.EMBEDDING), options)
+                config.overlay(json.dumps({"model": roles}))
+            passing_on = PROBES / f"identity_{self.model.io_dtype}.onnx"
+            config.add_model_data(package.GRAPH_FILES[package.VISION], passing_on.read_bytes())
+            self.genai_model: Any = self.og.Model(config)
+        self._vision_provider = "cpu" if record.genai_adds else provider
+
+    @cached_property
+    def _vision(self) -> Any:
+        path = self._folder / package.GRAPH_FILES[package.VISION]
+        return open_session(path, self._vision_provider, self._num_threads)
+
+    def encode_image(self, crops: ImageCrops, cancel: threading.Event | None = None) -> Features:
+        """See `Engine.encode_image`."""
+        return encode_image(self._vision, crops, cancel)
+
+    def begin(self) -> GenaiRun:
+        """See `Engine.begin`."""
+        return GenaiRun(self)
+
+    def start(
+        self,
+        input_ids: npt.NDArray[np.int64],
+        image_features: Features,
+        cancel: threading.Event | None = None,
+    ) -> GenaiRun:
+        """See `Engine.start`."""
+        run = self.begin()
+        run.extend(input_ids, image_features, cancel)
+        return run
+
+    def restore(
+        self,
+        input_ids: npt.NDArray[np.int64],
+        image_features: Features,
+        rows: Iterable[Rows],
+        rope_limit: int,
+    ) -> GenaiRun:
+        """Refuse: onnxruntime-genai takes no keys and values."""
+        raise EngineError(_NO_ROWS)
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self.genai_model = None
+        self.__dict__.pop("_vision", None)
+
+
+class GenaiRun(Lent):
+    """One sequence on onnxruntime-genai; a `phi_edge.engine.base.Run`.
+
+    onnxruntime-genai cannot rewind this model, add images to a sequence, or enlarge a cache, and
+    keeps a sequence's keys where its RoPE factors change. In these cases the whole
+    sequence is prefilled again, so the result is right and takes longer.
+    """
+
+    def __init__(self, engine: GenaiEngine) -> None:
+        """Begin a sequence that has no tokens yet."""
+        self._engine = engine
+        self._model = engine.model
+        self._ids: list[int] = []
+        self._image_features = np.empty((0, engine.model.hidden_size), engine.model.io_dtype)
+        self._cancel: threading.Event | None = None
+        self._generator: Any = None
+        self._capacity = 0
+        self._num_cached = 0
+        self._logits: Logits | None = None
+
+    @property
+    def input_ids(self) -> npt.NDArray[np.int64]:
+        """See `Run.input_ids`."""
+        return np.array(self._ids, np.int64)
+
+    @property
+    def num_tokens(self) -> int:
+        """See `Run.num_tokens`."""
+        return len(self._ids)
+
+    @property
+    def num_cached(self) -> int:
+        """See `Run.num_cached`."""
+        return self._num_cached
+
+    @property
+    def num_bytes(self) -> int:
+        """See `Run.num_bytes`."""
+        return self._capacity * self._model.cache_bytes_per_token + self._image_features.nbytes
+
+    @property
+    def logits(self) -> Logits:
+        """See `Run.logits`."""
+        if self._logits is None:
+            self._prefill()
+        return self._current_logits()
+
+    @property
+    def room(self) -> int:
+        """See `Run.room`; onnxruntime-genai gives the logits of one token a step."""
+        return min(1, self._model.context_length - len(self._ids))
+
+    def append(self, token_ids: int | Sequence[int]) -> Logits:
+        """See `Run.append`."""
+        self._ids += check_step(self._model, self, token_ids)
+        self._prefill()
+        return self._current_logits().reshape(*np.shape(token_ids), -1)
+
+    def extend(
+        self,
+        input_ids: npt.NDArray[np.int64],
+        image_features: Features,
+        cancel: threading.Event | None = None,
+    ) -> None:
+        """See `Run.extend`."""
+        check_tokens(self._model, len(self._ids) + len(input_ids), input_ids, image_features)
+        if len(image_features):
+            self._drop()
+        num_slots = sum(token_id < 0 for token_id in self._ids)
+        self._image_features = np.concatenate(
+            [self._image_features[:num_slots], image_features], dtype=self._model.io_dtype
+        )
+        self._ids += input_ids.tolist()
+        self._cancel = cancel
+        self._prefill()
+
+    def rewind(self, num_tokens: int) -> None:
+        """See `Run.rewind`."""
+        check_rewind(num_tokens, len(self._ids))
+        if num_tokens < len(self._ids):
+            del self._ids[num_tokens:]
+            num_slots = sum(token_id < 0 for token_id in self._ids)
+            self._image_features = self._image_features[:num_slots]
+            self._drop()
+
+    def fork(self, num_rows: int) -> None:
+        """See `Run.fork`; a generator's cache cannot be copied."""
+
+    def rows(self, num_tokens: int) -> Iterator[Rows]:
+        """Refuse: onnxruntime-genai does not give them."""
+        raise EngineError(_NO_ROWS)
+
+    def _current_logits(self) -> Logits:
+        if self._logits is None:
+            raise EngineError("the sequence has no logits: its prefill did not come to an end")
+        logits: Logits = self._logits.copy()
+        return logits
+
+    def _drop(self) -> None:
+        """Give the cache back; the next prefill is one of the whole sequence."""
+        self._generator, self._logits = None, None
+        self._num_cached = self._capacity = 0
+
+    def _prefill(self) -> None:
+        """Run every token that is not cached."""
+        self._logits = None
+        rope_limit = self._model.rope_limit(len(self._ids))
+        if len(self._ids) > self._capacity or self._model.rope_limit(self._num_cached) < rope_limit:
+            self._drop()
+        try:
+            with engine_errors("running onnxruntime-genai"):
+                while self._num_cached < len(self._ids):
+                    check_cancelled(self._cancel)
+                    self._run_chunk()
+                self._logits = np.array(self._generator.get_logits()[0, -1], np.float32)
+        except EngineError:
+            self._drop()  # nobody knows what is in the cache now
+            raise
+
+    def _run_chunk(self) -> None:
+        start, stop = self._num_cached, self._num_cached + _CHUNK_SIZE
+        if self._generator is None:
+            # Image slots take their features all at once. Nor can a sequence be cut whose first
+            # tokens alone would have other RoPE factors.
+            slots = [place for place, token_id in enumerate(self._ids) if token_id < 0]
+            stop = max(stop, slots[-1] + 1 if slots else 0)
+            if self._model.rope_limit(stop) < self._model.rope_limit(len(self._ids)):
+                stop = len(self._ids)
+            self._generator = self._new_generator(self._ids[:stop])
+        else:
+            self._generator.append_tokens(np.array(self._ids[start:stop], np.int32))
+        self._num_cached = min(stop, len(self._ids))
+
+    def _new_generator(self, token_ids: list[int]) -> Any:
+        og = self._engine.og
+        self._capacity = min(len(self._ids) + _ROOM, self._model.context_length)
+        parameters = og.GeneratorParams(self._engine.genai_model)
+        parameters.set_search_options(max_length=self._capacity, do_sample=False)
+        inputs = og.NamedTensors()
+        inputs[package.INPUT_IDS] = np.array([token_ids], np.int32)
+        if len(self._image_features):
+            inputs[package.PIXEL_VALUES] = self._image_features
+            inputs["num_image_tokens"] = np.array([[len(self._image_features)]], np.int64)
+        generator = og.Generator(self._engine.genai_model, parameters)
+        generator.set_inputs(inputs)
+        return generator
+
+
+def _import_genai() -> Any:
+    import_onnxruntime()
+    try:
+        og = importlib.import_module("onnxruntime_genai")
+    except ImportError as error:
+        raise ProviderError(
+            f"onnxruntime-genai cannot be imported ({error}): run `pip install 'phi-edge[genai]'`, "
+            "or with `genai-cuda` or `genai-directml` for a GPU"
+        ) from None
+    og.disable_telemetry_events()
+    return og
+
+
+def _check_provider(og: Any, provider: str, built_for: str) -> None:
+    """Raise unless onnxruntime-genai runs a package on this provider."""
+    record = find_provider(provider)
+    if provider != built_for and not (built_for == "cpu" and record.genai_adds):
+        raise EngineError(
+            f"onnxruntime-genai runs this package on {built_for}, for which it was built, and not "
+            f"on {provider}: export it with `--provider`, or use the engine 'onnxruntime'"
+        )
+    if provider != "cpu" and not getattr(og, f"is_{provider}_available")():
+        extra = record.genai_extra
+        advice = f"run `pip install 'phi-edge[{extra}]'`" if extra else "choose another provider"
+        raise ProviderError(f"the installed onnxruntime-genai has no {provider}: {advice}")

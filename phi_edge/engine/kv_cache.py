@@ -1,0 +1,133 @@
+"""The keys and values of a sequence, or of several that are equally long."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import mmap
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from phi_edge.engine.session import import_onnxruntime
+from phi_edge.errors import OutOfMemoryError
+from phi_edge.package import ModelInfo, past_name, present_name
+
+_MIN_CAPACITY = 256
+
+
+class KeyValueCache:
+    """Buffers [num_rows, kv_heads, capacity, head_size], keys and values of each layer.
+
+    Every buffer is the decoder's input and output at once: a step writes its tokens in place
+    and nothing is copied. When the context outgrows the buffers they double.
+
+    Attributes:
+        capacity: Tokens of each sequence that the buffers hold.
+        num_rows: Sequences.
+    """
+
+    def __init__(
+        self, model: ModelInfo, device: str, device_id: int = 0, num_rows: int = 1
+    ) -> None:
+        self.capacity = 0
+        self.num_rows = num_rows
+        self._num_touched = 0
+        self._model = model
+        self._device = device
+        self._device_id = device_id
+        self._buffers: dict[tuple[int, str], Any] = {}
+
+    def reserve(self, num_tokens: int, num_kept: int) -> bool:
+        """Make room for `num_tokens`, keeping the first `num_kept`.
+
+        Returns:
+            Whether there are new buffers, which have to be bound.
+        """
+        if num_tokens <= self.capacity:
+            return False
+        self._allocate(self._grown(num_tokens), num_kept, range(self.num_rows))
+        return True
+
+    def _grown(self, num_tokens: int) -> int:
+        """The capacity, doubled until it holds so many tokens."""
+        capacity = max(_MIN_CAPACITY, self.capacity)
+        while capacity < num_tokens:
+            capacity *= 2
+        return min(capacity, self._model.context_length)
+
+    def keep(self, rows: Sequence[int], num_tokens: int) -> None:
+        """Drop all rows but these, of which `num_tokens` are kept, into buffers to be bound."""
+        self.num_rows = len(rows)
+        self._allocate(self.capacity, num_tokens, rows)
+
+    def _allocate(self, capacity: int, num_kept: int, rows: Sequence[int]) -> None:
+        """Make new buffers, with the first tokens of some rows of the old ones."""
+        self.capacity = 0  # of some buffers new and some old, if memory ends
+        for place in self._places():
+            array = self._zeros(self._model.cache_dtype, capacity)
+            if num_kept:
+                old = self._buffers[place].numpy()
+                for new_row, row in enumerate(rows):
+                    array[new_row, :, :num_kept] = old[row, :, :num_kept]
+            self._put(place, array)
+        self.capacity = capacity
+
+    def _places(self) -> Iterator[tuple[int, str]]:
+        """Layer and part of every buffer."""
+        return itertools.product(range(self._model.num_hidden_layers), ("key", "value"))
+
+    def _zeros(self, dtype: str, capacity: int) -> npt.NDArray[Any]:
+        model = self._model
+        shape = (self.num_rows, model.num_key_value_heads, capacity, model.head_size)
+        return _untouched_zeros(shape, dtype)
+
+    def _put(self, place: tuple[int, str], array: npt.NDArray[Any]) -> None:
+        value = import_onnxruntime().OrtValue.ortvalue_from_numpy
+        self._buffers[place] = value(array, self._device, self._device_id)
+
+    def rows(self, num_tokens: int) -> Iterator[npt.NDArray[Any]]:
+        """Keys and values of the first row's first tokens, [kv_heads, num_tokens, head_size]."""
+        for buffer in self._buffers.values():
+            yield buffer.numpy()[0, :, :num_tokens]
+
+    def load_rows(self, rows: Iterable[npt.NDArray[Any]], num_tokens: int) -> None:
+        """Fill an empty cache, each row with what `rows` gave, in buffers that are to be bound."""
+        self.capacity = self._grown(num_tokens)
+        for place, part in zip(self._places(), rows, strict=True):
+            array = self._zeros(part.dtype.name, self.capacity)
+            array[:, :, :num_tokens] = part
+            self._put(place, array)
+        self.note_use(num_tokens)
+
+    def note_use(self, num_tokens: int) -> None:
+        """Tell that the first `num_tokens` have been written."""
+        self._num_touched = max(self._num_touched, num_tokens)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the buffers take; pages that were never written to take none."""
+        return self.num_rows * self._num_touched * self._model.cache_bytes_per_token
+
+    def bind(self, binding: Any) -> None:
+        """Bind every buffer as the decoder's past and present."""
+        for (layer, part), buffer in self._buffers.items():
+            binding.bind_ortvalue_input(past_name(layer, part), buffer)
+            binding.bind_ortvalue_output(present_name(layer, part), buffer)
+
+
+def _untouched_zeros(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+    """Zeros in pages of their own, straight from the system.
+
+    Pages take memory only when they are written to, so that unused capacity is free, and go
+    back at once when the array is dropped. NumPy's own arrays, once a few large ones were
+    dropped, come from the C library's heap, which writes the zeros and keeps what is freed.
+    """
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        pages = mmap.mmap(-1, num_bytes)
+    except OSError as error:
+        raise OutOfMemoryError(f"{num_bytes:,} bytes of a key/value cache: {error}") from None
+    return np.frombuffer(pages, dtype).reshape(shape)

@@ -1,0 +1,283 @@
+"""The package format: the one contract between the exporter and the runtime.
+
+A package is a folder that holds three ONNX graphs with their weights (and a fourth, where prompts
+run on weights of their own), the tokenizer, and two descriptions: `phi_edge.json`, the manifest
+that is defined here, and `genai_config.json` with `processor_config.json`, which make the same
+folder loadable by onnxruntime-genai (model type `phi3v`). This module needs the standard library
+only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from phi_edge.errors import PackageError, PackageNotFoundError
+from phi_edge.package.external_data import external_locations
+
+FORMAT_VERSION = 2
+READER_SUPPORTED_VERSIONS = (2,)
+
+MANIFEST_FILE = "phi_edge.json"
+GENAI_CONFIG_FILE = "genai_config.json"
+PROCESSOR_CONFIG_FILE = "processor_config.json"
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+
+VISION, EMBEDDING, DECODER, PREFILL = "vision", "embedding", "decoder", "prefill"
+GRAPH_FILES: Mapping[str, str] = {
+    VISION: "vision.onnx",
+    EMBEDDING: "embedding.onnx",
+    DECODER: "decoder.onnx",
+    # The decoder again, with weights that are fast on many tokens at once.
+    PREFILL: "prefill.onnx",
+}
+OPTIONAL_GRAPHS = {PREFILL}
+
+PIXEL_VALUES, IMAGE_SIZES, IMAGE_FEATURES = "pixel_values", "image_sizes", "image_features"
+INPUT_IDS, INPUTS_EMBEDS = "input_ids", "inputs_embeds"
+ATTENTION_MASK, LOGITS = "attention_mask", "logits"
+# The decoder picks the short or the long RoPE factors by the larger of this input and the
+# number of tokens in the mask. Its default is 0; a prefill in chunks sets it to the length of
+# the whole prompt, so that every chunk uses the factors of the whole.
+ROPE_LENGTH = "rope_length"
+# How many positions before the last the decoder gives logits for, too. Its default is 0.
+NUM_EARLIER, EARLIER_LOGITS = "num_earlier", "earlier_logits"
+
+# Files up to this size are hashed at every load; a larger one only when verification is asked
+# for, since reading gigabytes would double the time to the first token.
+ALWAYS_HASHED_BYTES = 16 * 2**20
+
+
+def weights_file(role: str) -> str:
+    """Name of the external data file of the graph with this role."""
+    return GRAPH_FILES[role] + ".data"
+
+
+def past_name(layer: int, part: str) -> str:
+    """Decoder input that holds the cached keys or values (`part` is "key" or "value")."""
+    return f"past_key_values.{layer}.{part}"
+
+
+def present_name(layer: int, part: str) -> str:
+    """Decoder output that holds the extended keys or values (`part` is "key" or "value")."""
+    return f"present.{layer}.{part}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """What the runtime has to know about the model inside the graphs.
+
+    Attributes:
+        context_length: Most tokens that a sequence can have (`max_position_embeddings`).
+        original_context_length: Longest sequence that uses the short RoPE factors.
+        io_dtype: "float32" or "float16", the type of embeddings and features.
+        cache_dtype: The same or "int8", the type of the key/value cache.
+        eos_token_ids: Tokens that end a completion.
+        num_crops: Default number of crops per image.
+        image_mean, image_std: Per-channel normalisation (RGB) of pixel values in 0-1.
+    """
+
+    hidden_size: int
+    vocab_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_size: int
+    context_length: int
+    original_context_length: int
+    io_dtype: str
+    cache_dtype: str
+    bos_token_id: int
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    num_crops: int
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+
+    def rope_limit(self, num_tokens: int) -> int:
+        """Most tokens that a sequence of `num_tokens` can grow to and keep its RoPE factors.
+
+        Sequences with the same limit have the same factors. One that grows beyond its limit, or is
+        cut back below another's, has other keys for all of its tokens.
+        """
+        is_short = num_tokens <= self.original_context_length
+        return self.original_context_length if is_short else self.context_length
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Bytes of key/value cache that one token takes."""
+        item_bytes = {"float32": 4, "float16": 2, "int8": 1}[self.cache_dtype]
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_size * item_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 (hexadecimal) of one file."""
+
+    size: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """Description of a package, stored as `phi_edge.json`.
+
+    Attributes:
+        name: The checkpoint's own name for the model.
+        provider: Execution provider family that the graphs were built for.
+        precision: "fp32", "fp16" or "int4".
+        recipe: How the weights were quantized, as the quantizer describes it.
+        source: Files of the checkpoint with their digests.
+        versions: Versions of the software that wrote the package.
+        files: Every file of the package but the manifest itself.
+    """
+
+    format_version: int
+    name: str
+    provider: str
+    precision: str
+    model: ModelInfo
+    recipe: Mapping[str, Any]
+    source: Mapping[str, FileEntry]
+    versions: Mapping[str, str]
+    files: Mapping[str, FileEntry]
+
+    @property
+    def graphs(self) -> list[str]:
+        """Roles of the graphs that the package has."""
+        return [role for role, file in GRAPH_FILES.items() if file in self.files]
+
+    @property
+    def source_digest(self) -> str:
+        """One SHA-256 over the names and digests of all checkpoint files."""
+        lines = [f"{entry.sha256}  {name}\n" for name, entry in sorted(self.source.items())]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that the manifest says, the digests of all files included."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(entry.size for entry in self.files.values())
+
+
+def describe_file(path: Path) -> FileEntry:
+    """Size and SHA-256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return FileEntry(path.stat().st_size, digest.hexdigest())
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `phi_edge.json` into a package folder."""
+    text = json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
+    (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a package's manifest.
+
+    Raises:
+        PackageNotFoundError: There is no folder, or no manifest in it.
+        PackageError: The manifest is damaged or of a format this version does not read.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise PackageNotFoundError(
+            f"{folder} is not a phi_edge package: it has no {MANIFEST_FILE}. "
+            "Make one with `phi-edge export CHECKPOINT OUT`"
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PackageError(f"{path} is damaged ({error}): export the package again") from None
+
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version not in READER_SUPPORTED_VERSIONS:
+        raise PackageError(
+            f"{path} has package format {version}, and this version of phi_edge reads "
+            f"{', '.join(map(str, READER_SUPPORTED_VERSIONS))}: "
+            "update phi_edge or export the package again"
+        )
+    try:
+        return _parse_manifest(raw)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PackageError(
+            f"{path} is damaged ({type(error).__name__}: {error}): export the package again"
+        ) from None
+
+
+def _parse_manifest(raw: Mapping[str, Any]) -> Manifest:
+    fields = {field.name: raw[field.name] for field in dataclasses.fields(Manifest)}
+    model: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in raw["model"].items()
+    }
+    fields["model"] = ModelInfo(**model)
+    for key in ("source", "files"):
+        fields[key] = {name: FileEntry(**entry) for name, entry in raw[key].items()}
+    for name in fields["files"]:
+        if Path(name).name != name or "\\" in name:
+            raise ValueError(f"file name {name!r} is a path")
+    needed = {file for role, file in GRAPH_FILES.items() if role not in OPTIONAL_GRAPHS}
+    unlisted = {*needed, TOKENIZER_FILE} - fields["files"].keys()
+    if unlisted:
+        raise ValueError(f"it does not list {', '.join(sorted(unlisted))}")
+    return Manifest(**fields)
+
+
+def check_files(folder: Path, manifest: Manifest, *, verify: bool = False) -> None:
+    """Check that every file is the one that the exporter wrote, and that graphs name no others.
+
+    Sizes are always compared, and the digests of files up to `ALWAYS_HASHED_BYTES`.
+
+    Args:
+        folder: The package.
+        manifest: Its manifest.
+        verify: Compare the digests of the large files too.
+
+    Raises:
+        PackageError: Names every file that is missing or was changed, and every graph that takes
+            weights from elsewhere.
+    """
+    problems = list(_file_problems(folder, manifest, verify=verify))
+    if problems:
+        raise PackageError(
+            f"{folder} is not as it was exported: {'; '.join(problems)}. Export the package again"
+        )
+
+
+def _file_problems(folder: Path, manifest: Manifest, *, verify: bool) -> Iterator[str]:
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{name} is missing"
+        elif path.resolve().parent != folder.resolve():
+            yield f"{name} is a link to a file outside the package"
+        elif (size := path.stat().st_size) != entry.size:
+            yield f"{name} has {size:,} bytes instead of {entry.size:,}"
+        elif (verify or size <= ALWAYS_HASHED_BYTES) and describe_file(path) != entry:
+            yield f"{name} was changed (its SHA-256 differs)"
+        elif name in GRAPH_FILES.values():
+            yield from _graph_problems(path, manifest)
+
+
+def _graph_problems(path: Path, manifest: Manifest) -> Iterator[str]:
+    try:
+        locations = external_locations(path.read_bytes())
+    except ValueError as error:
+        yield f"{path.name} is no ONNX graph ({error})"
+        return
+    for location in sorted(locations - manifest.files.keys()):
+        yield f"{path.name} takes weights from {location!r}, which is no file of the package"

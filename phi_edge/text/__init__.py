@@ -1,0 +1,1 @@
+"""Text: a conversation -> token ids (`prompt`), and token ids -> text (`detokenizer`)."""
