@@ -1,4 +1,4 @@
-"""Writes a checkpoint with the dimensions and tensor names of Phi-3.5-vision and random weights.
+"""Write a checkpoint with the dimensions and tensor names of Phi-3.5-vision and random weights.
 
     python -m benchmarks.synthetic_checkpoint OUT
 
@@ -10,11 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from export.config import expected_tensors, read_config
@@ -67,9 +69,28 @@ PREPROCESSOR = {
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
 
+WEIGHT_STD = 0.02
+# A prime, so that no two rows of a matrix are the same.
+POOL_SIZE = 2**24 - 3
 _SHARD_BYTES = 5 * 10**9
-_POOL_SIZE = 2**24
-_WEIGHT_STD = 0.02
+
+
+class RandomWeights:
+    """Weights by the names of their tensors, always the same ones.
+
+    Drawing billions of numbers would take minutes: each tensor starts somewhere else in a pool of a
+    few million. ONNX Runtime keeps equal weights once, so no two may be equal.
+    """
+
+    def __init__(self, dtype: npt.DTypeLike) -> None:
+        pool = np.random.default_rng(0).standard_normal(POOL_SIZE, np.float32)
+        self._pool = (pool * np.float32(WEIGHT_STD)).astype(dtype)
+
+    def draw(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
+        """Make ones for a norm, and normal draws for everything else."""
+        if "norm" in name and name.endswith("weight"):
+            return np.ones(shape, self._pool.dtype)
+        return np.resize(np.roll(self._pool, zlib.crc32(name.encode())), shape)
 
 
 def write_checkpoint(
@@ -96,23 +117,18 @@ def write_checkpoint(
             shard_bytes = 0
         shards[-1][name] = shape
         shard_bytes += num_bytes
+    weights = RandomWeights(ml_dtypes.bfloat16) if with_weights else None
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         weight_map |= dict.fromkeys(shard, file)
-        # ONNX Runtime keeps equal weights once, so no two may be equal.
-        rng = np.random.default_rng(number)
-        _write_shard(folder / file, shard, rng, with_weights=with_weights)
+        _write_shard(folder / file, shard, weights)
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
 def _write_shard(
-    path: Path,
-    tensors: Mapping[str, tuple[int, ...]],
-    rng: np.random.Generator,
-    *,
-    with_weights: bool,
+    path: Path, tensors: Mapping[str, tuple[int, ...]], weights: RandomWeights | None
 ) -> None:
     """Write a safetensors file: https://huggingface.co/docs/safetensors, "Format"."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -123,28 +139,13 @@ def _write_shard(
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     length = len(encoded).to_bytes(8, "little")
-    if not with_weights:
-        with path.open("wb") as file:
-            file.write(length + encoded)
-            file.truncate(file.tell() + end)
-        return
-
-    # Drawing billions of numbers would take minutes: each tensor starts somewhere else in a
-    # pool of a few million.
-    pool = (rng.standard_normal(_POOL_SIZE, np.float32) * _WEIGHT_STD).astype(ml_dtypes.bfloat16)
     with path.open("wb") as file:
         file.write(length + encoded)
+        if weights is None:
+            file.truncate(file.tell() + end)
+            return
         for name, shape in tensors.items():
-            left = math.prod(shape)
-            if "norm" in name and name.endswith("weight"):
-                file.write(np.ones(left, ml_dtypes.bfloat16).tobytes())
-                continue
-            at = int(rng.integers(_POOL_SIZE))
-            while left:
-                part = pool[at : at + left]
-                file.write(part.tobytes())
-                left -= part.size
-                at = 0
+            file.write(weights.draw(name, shape).tobytes())
 
 
 # The tokenizer: bytes, letters and a few merges, so that it fits a vocabulary of 512.
@@ -180,7 +181,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def make_tokenizer(vocabulary: Mapping[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
-    """A tokenizer with Phi-3.5's rules and chat tokens, and a vocabulary of its own.
+    """Make a tokenizer with Phi-3.5's rules and chat tokens, and a vocabulary of its own.
 
     Args:
         vocabulary: Piece -> id; `FIRST_TOKENS` first.

@@ -1,10 +1,10 @@
-"""Writes a package with the dimensions of Phi-3.5-vision and random weights, in seconds.
+"""Write a package with the dimensions of Phi-3.5-vision and random weights, in seconds.
 
     python -m benchmarks.synthetic_package OUT [--recipe ours|builder|fp32] [--set NAME=VALUE ...]
 
-No checkpoint is written, and nothing is quantized: packed values and scales are drawn at random,
-so that a calibrated recipe takes no longer than another; only an int8 cache wants two minutes, for
-scales. Its answers mean nothing; its size and speed are the real ones.
+No checkpoint is written, and nothing is quantized: packed values and scales are drawn at random, so
+that a calibrated recipe takes no longer than another. An int8 cache alone takes two minutes: it
+needs scales. The answers mean nothing; size and speed are the real ones.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import dataclasses
 import json
 import math
 import tempfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,13 +34,10 @@ from quantize import (
     make_recipe,
 )
 
-from .synthetic_checkpoint import FULL_SIZE, write_checkpoint
+from .synthetic_checkpoint import FULL_SIZE, POOL_SIZE, WEIGHT_STD, RandomWeights, write_checkpoint
 
-# A prime, so that no two rows of a matrix are the same.
-_POOL_SIZE = 2**24 - 3
-_WEIGHT_STD = 0.02
 _RNG = np.random.default_rng(1)
-_POOL = _RNG.integers(0, 256, _POOL_SIZE, np.uint8)
+_POOL = _RNG.integers(0, 256, POOL_SIZE, np.uint8)
 # Tokens that the scales of an int8 cache are taken from.
 _NUM_SEEN = 64
 
@@ -51,20 +47,16 @@ class RandomCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        rng = np.random.default_rng(0)
-        self._pool = rng.standard_normal(_POOL_SIZE, np.float32) * np.float32(_WEIGHT_STD)
+        self._weights = RandomWeights(np.float32)
 
     @property
     def files(self) -> list[Path]:
-        """Those that hold something: what is not there needs no digest."""
+        """The files that hold something; holes need no digest."""
         return [path for path in super().files if path.suffix == ".json"]
 
     def read(self, name: str) -> npt.NDArray[np.generic]:
-        """Ones for a norm, and normal draws for everything else."""
-        shape = self.tensors[name].shape
-        if "norm" in name and name.endswith("weight"):
-            return np.ones(shape, np.float32)
-        return np.resize(np.roll(self._pool, zlib.crc32(name.encode())), shape)
+        """Draw a tensor's weights."""
+        return self._weights.draw(name, self.tensors[name].shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,17 +64,17 @@ class RandomBlocks(BlockQuantizer):
     """Gives blocks of the right shapes whose values are drawn, whatever the weights are."""
 
     def quantize(self, weight: npt.NDArray[np.generic], _: Any = None) -> QuantizedBlocks:
-        """Values of a uniform distribution, and scales that make up for its width.
+        """Draw values of a uniform distribution, with scales that make up for its width.
 
         So the products stay in the range of a real model's: neither infinite nor denormal.
         """
         out_features, in_features = weight.shape
         num_blocks = self.num_blocks(in_features)
         # ONNX Runtime keeps equal weights once, so no two matrices may be equal.
-        pool = np.roll(_POOL, int(_RNG.integers(_POOL_SIZE)))
+        pool = np.roll(_POOL, int(_RNG.integers(POOL_SIZE)))
         packed = np.resize(pool, (out_features, num_blocks, self.block_size * self.bits // 8))
         # The standard deviation of 2^bits equally likely integers is 2^bits / sqrt(12).
-        scale = _WEIGHT_STD * math.sqrt(12) / 2**self.bits
+        scale = WEIGHT_STD * math.sqrt(12) / 2**self.bits
         spread = np.resize(pool, (out_features, num_blocks)) / np.float32(255) + np.float32(0.5)
         middle = 0x88 if self.bits == 4 else 0x80
         zero_points = np.full((out_features, -(-num_blocks * self.bits // 8)), middle, np.uint8)
@@ -95,14 +87,14 @@ class RandomChannels(ChannelQuantizer):
     """The same for output channels."""
 
     def quantize_channels(self, weight: npt.NDArray[np.generic]) -> QuantizedChannels:
-        """Values of a uniform distribution, and scales that make up for its width."""
-        pool = np.roll(_POOL, int(_RNG.integers(_POOL_SIZE))).view(np.int8) // 2
-        scales = np.full(len(weight), _WEIGHT_STD * math.sqrt(12) / 2**7, np.float32)
+        """Draw values of a uniform distribution, with scales that make up for its width."""
+        pool = np.roll(_POOL, int(_RNG.integers(POOL_SIZE))).view(np.int8) // 2
+        scales = np.full(len(weight), WEIGHT_STD * math.sqrt(12) / 2**7, np.float32)
         return QuantizedChannels(np.resize(pool, weight.shape), scales)
 
 
 def builder_recipe() -> Recipe:
-    """What onnxruntime-genai's builder makes for int4 on a CPU unless told otherwise.
+    """Make the recipe that onnxruntime-genai's builder has for int4 on a CPU by default.
 
     Blocks of 32, symmetric, accuracy level 4; embedding and vision tower in float32.
     """
@@ -142,7 +134,7 @@ def write_package(
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:
-    """`name=value` pairs; a value is JSON, or else a text as it stands."""
+    """Read `name=value` pairs; a value is JSON, or else a text as it stands."""
     options = {}
     for pair in pairs:
         name, _, value = pair.partition("=")

@@ -70,7 +70,7 @@ class Adapter:
         self._factors = _pair(folder, read_header(folder / WEIGHTS_FILE), tensors)
 
     def merge(self, name: str, weight: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-        """A weight with its part of the adapter, float32; one without stays as it is."""
+        """Add its part of the adapter to a weight, in float32; one without stays as it is."""
         factors = self._factors.get(name)
         if factors is None:
             return weight
@@ -98,7 +98,7 @@ def _read_scale(folder: Path, config: dict[str, Any]) -> float:
 def _pair(
     folder: Path, stored: Mapping[str, StoredTensor], tensors: Mapping[str, StoredTensor]
 ) -> dict[str, _Factors]:
-    """The factors of each weight by its name."""
+    """Find the factors of each weight, by its name."""
     factors = {}
     problems = []
     for name, tensor in stored.items():

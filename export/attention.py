@@ -53,14 +53,14 @@ class Positions(NamedTuple):
     Attributes:
         last: int32 [batch], index of each sequence's last token (`seqlens_k`).
         total_length: int32 scalar, tokens in the longest sequence.
-        rows: int64 [batch, sequence], row of the RoPE tables for each new token.
+        position_ids: int64 [batch, sequence], index into the RoPE tables of each new token.
         cos, sin: RoPE tables.
         prompt: For prompts over an int8 cache.
     """
 
     last: ir.Value
     total_length: ir.Value
-    rows: ir.Value
+    position_ids: ir.Value
     cos: ir.Value
     sin: ir.Value
     prompt: PromptPositions | None
@@ -76,8 +76,8 @@ class PositionInputs(nn.Module):
         # `MultiHeadAttention` wants a head of keys for every head of queries.
         is_multi_head = config.num_key_value_heads == config.num_attention_heads
         self.for_prompts = is_multi_head and weights.cache_scales(0) is not None
-        rows = self.original_length + config.max_position_embeddings
-        shape = (rows, config.head_size // 2)
+        length = self.original_length + config.max_position_embeddings
+        shape = (length, config.head_size // 2)
         dtype = weights.dtype.numpy()
         self.cos = lazy_parameter(
             lambda: rope_table(config, "cos").astype(dtype), weights.dtype, shape
@@ -97,7 +97,7 @@ class PositionInputs(nn.Module):
         lengths = op.ReduceSum(attention_mask, [1], keepdims=0)
         total_length = op.Shape(attention_mask, start=1, end=2)
         new_tokens = op.Shape(inputs_embeds, start=1, end=2)
-        # Rows of a batch may be shorter than the longest; padding stands on the right.
+        # Sequences may be shorter than the longest; padding stands on the right.
         first = op.Unsqueeze(op.Max(op.Sub(lengths, new_tokens), 0), [1])
         positions = op.Add(first, op.Range(0, op.Squeeze(new_tokens), 1))
         is_long = op.Greater(op.Max(total_length, rope_length), self.original_length)
@@ -108,7 +108,7 @@ class PositionInputs(nn.Module):
         return Positions(
             last=op.Cast(op.Sub(lengths, 1), to=ir.DataType.INT32),
             total_length=op.Cast(op.Squeeze(total_length), to=ir.DataType.INT32),
-            rows=op.Add(positions, shift),
+            position_ids=op.Add(positions, shift),
             cos=self.cos,
             sin=self.sin,
             prompt=prompt,
@@ -127,7 +127,7 @@ class PositionInputs(nn.Module):
         has_room = op.LessOrEqual(total_length, longest)
         each = op.Unsqueeze(positions, [1, 3])
         seen = op.LessOrEqual(op.Range(0, op.Squeeze(total_length), 1), each)
-        # Coordinates of a row in a buffer [batch, kv_heads, capacity, head_size].
+        # Coordinates of a token in a buffer [batch, kv_heads, capacity, head_size].
         sizes = op.Concat(op.Shape(past, start=0, end=2), op.Shape(positions, start=1), [1], axis=0)
         batch = op.Range(0, op.Squeeze(op.Shape(past, start=0, end=1)), 1)
         coordinates = (
@@ -175,7 +175,7 @@ class Attention(nn.Module):
 
 
 def _branch(op: Op, attention: nn.Module, *inputs: Any) -> ir.Graph:
-    """A graph without inputs of its own, as an `If` wants it, with what an attention gives."""
+    """Make a branch of an `If`, a graph without inputs, of an attention."""
     outputs = [ir.val(None) for _ in range(3)]
     graph: ir.Graph = op.builder.subgraph(lambda inner: attention(inner, *inputs), [], outputs)
     return graph
@@ -199,7 +199,7 @@ class CachedAttention(nn.Module):
         self, op: Op, qkv: ir.Value, past: tuple[ir.Value, ir.Value], at: Positions
     ) -> _Attended:
         inputs = (
-            (qkv, None, None, *past, at.last, at.total_length, at.cos, at.sin, at.rows)
+            (qkv, None, None, *past, at.last, at.total_length, at.cos, at.sin, at.position_ids)
             if self.fused_rotary
             else (*_rotated(op, self.config, qkv, at), *past, at.last, at.total_length)
         )
@@ -223,7 +223,7 @@ class CachedAttention(nn.Module):
 
 
 class PromptAttention(nn.Module):
-    """The same for many new tokens over an int8 cache, in half the time.
+    """Attention of many new tokens over an int8 cache, in half the time.
 
     `GroupQueryAttention` of ONNX Runtime 1.32 takes 2.2 to 2.7 times as long for them over an int8
     cache as over a float32 one. Here the cache is converted first, and multiplied in floating
@@ -266,18 +266,18 @@ class PromptAttention(nn.Module):
     def _append(
         self, op: Op, x: ir.Value, cached: ir.Value, scales: ir.Value, prompt: PromptPositions
     ) -> ir.Value:
-        """The buffer `cached` with `x` [batch, sequence, width] quantized into it, in place."""
+        """Quantize `x` [batch, sequence, width] into the buffer `cached`, in place."""
         # With a scale for each channel, the kernel of `QuantizeLinear` is 25 times slower.
         zero_point = op.Constant(value=ir.tensor(np.int8(0)))
         quantized = op.QuantizeLinear(op.Div(x, scales), 1.0, zero_point)
         heads = op.Reshape(quantized, [0, 0, -1, self.config.head_size])
-        rows = op.Transpose(heads, perm=[0, 2, 1, 3])
-        buffer: ir.Value = op.ScatterND(cached, prompt.places, rows)
+        by_head = op.Transpose(heads, perm=[0, 2, 1, 3])
+        buffer: ir.Value = op.ScatterND(cached, prompt.places, by_head)
         return buffer
 
     @staticmethod
     def _read(op: Op, buffer: ir.Value, prompt: PromptPositions) -> ir.Value:
-        """The rows of a buffer that hold tokens, as floating-point numbers."""
+        """Read the part of a buffer that holds tokens, as floating-point numbers."""
         used = op.Slice(buffer, [0], prompt.total, [2])
         numbers: ir.Value = op.Cast(used, to=ir.DataType.FLOAT)
         return numbers
@@ -286,12 +286,12 @@ class PromptAttention(nn.Module):
 def _rotated(
     op: Op, config: Phi3VConfig, qkv: ir.Value, at: Positions
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Queries, keys and values [batch, sequence, width], the first two rotated."""
+    """Split queries, keys and values [batch, sequence, width]; rotate the first two."""
     heads = (config.num_attention_heads, *[config.num_key_value_heads] * 2)
     sizes = [count * config.head_size for count in heads]
     query, key, value = op.Split(qkv, sizes, axis=-1, _outputs=3)
     query, key = (
-        op.RotaryEmbedding(part, at.rows, at.cos, at.sin, num_heads=count, **CONTRIB)
+        op.RotaryEmbedding(part, at.position_ids, at.cos, at.sin, num_heads=count, **CONTRIB)
         for part, count in zip((query, key), heads[:2], strict=True)
     )
     return query, key, value

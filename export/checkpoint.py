@@ -108,12 +108,12 @@ class Checkpoint:
             CheckpointError: It cannot be read.
         """
         if self.layout and name not in self.tensors:
-            return self.layout.dequantize(read_blocks(self.layout, name, self.tensors))
+            return read_blocks(self.layout, name, self.tensors).dequantize(self.layout.bits)
         tensor = self.tensors[name].read()
         return self.adapter.merge(name, tensor) if self.adapter else tensor
 
     def read_tokenizer(self) -> Tokenizer:
-        """The tokenizer.
+        """Read the tokenizer.
 
         Raises:
             CheckpointError: It cannot be read.
@@ -125,7 +125,7 @@ class Checkpoint:
             raise CheckpointError(f"{file} cannot be read: {error}") from None
 
     def image_settings(self) -> ImageSettings:
-        """How images are preprocessed.
+        """Read how images are preprocessed.
 
         Raises:
             CheckpointError: `preprocessor_config.json` does not say it.
@@ -151,7 +151,7 @@ _OPTIONAL_FILES = (INDEX_FILE, "generation_config.json")
 
 
 def find_checkpoint(name: str) -> Path:
-    """The folder of a checkpoint given as a local path or as a hub name ("org/model").
+    """Find the folder of a checkpoint by its local path or hub name ("org/model").
 
     A hub name is looked up in the local Hugging Face cache, and downloaded when it is not there
     and the network allows it.

@@ -78,7 +78,7 @@ class Phi3VConfig:
 
     @property
     def qkv_size(self) -> int:
-        """Rows of the fused projection: queries, keys, values."""
+        """Outputs of the fused projection: queries, keys, values."""
         return (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_size
 
 
@@ -179,7 +179,7 @@ def _lookup(raw: Mapping[str, Any], dotted: str, default: Any) -> Any:
 
 
 def expected_tensors(config: Phi3VConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a checkpoint with this configuration.
+    """List the name and shape of every tensor of a checkpoint with this configuration.
 
     The last CLIP layer and `post_layernorm` belong to the checkpoint, although the features are
     taken before them.

@@ -126,7 +126,9 @@ class Decoder(nn.Module):
 
 
 def build_decoder(config: Phi3VConfig, weights: Weights, *, fused_rotary: bool) -> ir.Model:
-    """`inputs_embeds` [batch, sequence, hidden_size], `attention_mask` int64 [batch, total],
+    """Build the graph.
+
+    `inputs_embeds` [batch, sequence, hidden_size], `attention_mask` int64 [batch, total],
     `rope_length` and `num_earlier` int64 [1] (may be left out), cache -> `logits` float32 [batch,
     1, vocab_size], `earlier_logits` float32 [batch, num_earlier, vocab_size], cache. The cache is
     int8 where the weights come with scales for it.
@@ -134,7 +136,7 @@ def build_decoder(config: Phi3VConfig, weights: Weights, *, fused_rotary: bool) 
     Args:
         config: Dimensions.
         weights: Parameters.
-        fused_rotary: Rotate inside `GroupQueryAttention`, which DirectML cannot.
+        fused_rotary: Rotate inside `GroupQueryAttention`, which not every provider can.
     """
 
     def cache_shape(length: str) -> list[int | str | None]:
@@ -189,7 +191,7 @@ class LayerAlone(nn.Module):
 
 
 def build_layer(config: Phi3VConfig, weights: Weights, index: int) -> ir.Model:
-    """One decoder layer with what its linear layers are given, for calibration.
+    """Build one decoder layer that gives the inputs of its linear layers too.
 
     `x` and `residual` [batch, sequence, hidden_size], `attention_mask` int64 [batch, total], keys
     and values of earlier tokens -> `x`, `residual`, keys and values of all tokens, and the inputs

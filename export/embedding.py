@@ -12,7 +12,8 @@ from phi_edge import package
 
 from .config import Phi3VConfig
 from .layers import CONTRIB, Op, make_model
-from .weights import ChannelQuantizer, Weights
+from .recipe import ChannelQuantizer
+from .weights import Weights
 
 _TOKENS = "model.embed_tokens"
 
@@ -24,7 +25,7 @@ class Embedding(nn.Module):
         super().__init__()
         quantizer = weights.quantizer("embedding", _TOKENS)
         if isinstance(quantizer, ChannelQuantizer):
-            raise TypeError("rows that are looked up are quantized in blocks")
+            raise TypeError("embeddings are quantized in blocks")
         self.quantizer = quantizer
         self.scales: nn.Parameter | None = None
         self.zero_points: nn.Parameter | None = None
@@ -56,7 +57,9 @@ class Embedding(nn.Module):
 
 
 def build_embedding(config: Phi3VConfig, weights: Weights) -> ir.Model:
-    """`input_ids` int64 [batch, sequence], `image_features` [num_image_tokens, hidden_size] ->
+    """Build the graph.
+
+    `input_ids` int64 [batch, sequence], `image_features` [num_image_tokens, hidden_size] ->
     `inputs_embeds` [batch, sequence, hidden_size].
     """
     hidden = config.hidden_size

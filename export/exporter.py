@@ -20,18 +20,20 @@ from phi_edge.engine.providers import TARGETS, find_provider
 from phi_edge.errors import CheckpointError
 from phi_edge.text.prompt import Prompt
 
-from .calibration import Calibration, calibrate
+from .calibration import calibrate
 from .checkpoint import TOKENIZER_FILES, Checkpoint
 from .config import read_json
 from .decoder import build_decoder
 from .embedding import build_embedding
+from .findings import Findings
 from .genai import genai_config, processor_config
 from .journal import Journal, clear_journal
 from .lock import hold
-from .prequantized import describe_recipe
+from .prequantized import GROUP, check_kernels, describe_recipe
+from .recipe import Recipe
 from .target import beside, check_target, clear_up, replacing
 from .vision import build_vision
-from .weights import Recipe, Weights
+from .weights import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -103,20 +105,23 @@ def export_package(
     with hold(target):
         clear_up(target)
         check_target(target, overwrite=overwrite)
-        model = _model_info(checkpoint, recipe)
-        calibration = None
+        model = _model_config(checkpoint, recipe)
+        if checkpoint.layout and recipe.quantizer(GROUP, ""):
+            has_kernels = find_provider(provider).has_int8_kernels
+            check_kernels(checkpoint.layout, has_int8_kernels=has_kernels)
+        findings = None
         if recipe.is_calibrated:
             journal = _open_journal(checkpoint, target, recipe, samples)
 
             def show(*state: Any) -> None:
                 progress(ExportProgress("calibrating", *state))
 
-            calibration = calibrate(checkpoint, recipe, samples, journal, show)
+            findings = calibrate(checkpoint, recipe, samples, journal, show)
         with replacing(target) as folder:
             manifest = _write_package(
-                checkpoint, folder, model, recipe, provider, calibration, progress
+                checkpoint, folder, model, recipe, provider, findings, progress
             )
-        # Of this export, or of an earlier one to the same target that was given up.
+        # That of this export, or of an earlier one to the same target that was given up.
         clear_journal(beside(target, "calibration"))
     logger.info("wrote %s (%.2f GB)", target, manifest.size / 1e9)
     return manifest
@@ -125,25 +130,24 @@ def export_package(
 def _write_package(
     checkpoint: Checkpoint,
     folder: Path,
-    model: package.ModelInfo,
+    model: package.ModelConfig,
     recipe: Recipe,
     provider: str,
-    calibration: Calibration | None,
+    findings: Findings | None,
     progress: ShowProgress,
 ) -> package.Manifest:
     """Write all files of a package into an empty folder."""
-    if calibration:
-        recipe = recipe.for_vision(calibration.vision_errors)
-    weights = Weights(checkpoint, recipe.float_dtype, recipe, calibration)
+    if findings:
+        recipe = recipe.for_vision(findings.vision_errors)
+    weights = Weights(checkpoint, recipe.float_dtype, recipe, findings)
     fused_rotary = find_provider(provider).fuses_rotary
     graphs = {
         package.DECODER: build_decoder(checkpoint.config, weights, fused_rotary=fused_rotary),
         package.EMBEDDING: build_embedding(checkpoint.config, weights),
         package.VISION: build_vision(checkpoint.config, weights),
     }
-    kept = calibration.without_channels if calibration else []
-    if of_prefill := recipe.for_prefill(kept):
-        weights = Weights(checkpoint, recipe.float_dtype, of_prefill, calibration)
+    if prefill_recipe := recipe.for_prefill(findings.without_channels if findings else []):
+        weights = Weights(checkpoint, recipe.float_dtype, prefill_recipe, findings)
         graphs[package.PREFILL] = build_decoder(checkpoint.config, weights, fused_rotary=True)
     with ThreadPoolExecutor(1) as hasher:
         source = hasher.submit(_describe, checkpoint.files)
@@ -160,8 +164,8 @@ def _write_package(
             model=model,
             recipe={
                 **describe_recipe(recipe.as_dict(), checkpoint.layout),
-                "layers": calibration.as_dict() if calibration else {},
-                "vision_errors": calibration.vision_errors if calibration else {},
+                "layers": findings.as_dict() if findings else {},
+                "vision_errors": findings.vision_errors if findings else {},
             },
             source=source.result(),
             versions={"phi-edge": __version__, **{name: version(name) for name in _VERSIONED}},
@@ -174,7 +178,7 @@ def _write_package(
 def _open_journal(
     checkpoint: Checkpoint, target: Path, recipe: Recipe, samples: Sequence[Prompt]
 ) -> Journal:
-    """The journal of a calibrated export."""
+    """Open the journal of a calibrated export."""
     if not samples:
         raise ValueError("this recipe wants calibration, so it wants samples")
     digest = hashlib.sha256()
@@ -196,11 +200,7 @@ def _describe(files: Sequence[Path]) -> dict[str, package.FileEntry]:
     return {path.name: package.describe_file(path) for path in files}
 
 
-def _write_graphs(
-    graphs: dict[str, ir.Model],
-    folder: Path,
-    progress: ShowProgress,
-) -> None:
+def _write_graphs(graphs: dict[str, ir.Model], folder: Path, progress: ShowProgress) -> None:
     tensors = [
         value.const_value
         for graph in graphs.values()
@@ -230,7 +230,7 @@ def _write_graphs(
                 callback=report,
             )
     except ir.serde.SerdeError as error:
-        # Wraps, several times over, what went wrong in a small tensor.
+        # What went wrong in a small tensor is wrapped several times.
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
@@ -241,7 +241,7 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _model_info(checkpoint: Checkpoint, recipe: Recipe) -> package.ModelInfo:
+def _model_config(checkpoint: Checkpoint, recipe: Recipe) -> package.ModelConfig:
     config, tokenizer = checkpoint.config, checkpoint.read_tokenizer()
     found = {token: tokenizer.token_to_id(token) for token in ("<s>", *_END_TOKENS)}
     special = {token: token_id for token, token_id in found.items() if token_id is not None}
@@ -252,7 +252,7 @@ def _model_info(checkpoint: Checkpoint, recipe: Recipe) -> package.ModelInfo:
             + (f"it has no {', '.join(missing)}" if missing else "it has too many tokens")
         )
     images = checkpoint.image_settings()
-    return package.ModelInfo(
+    return package.ModelConfig(
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
         num_hidden_layers=config.num_hidden_layers,

@@ -8,19 +8,21 @@ from __future__ import annotations
 from typing import Any
 
 from phi_edge import package
-from phi_edge.package import ModelInfo
+from phi_edge.engine.providers import find_provider
+from phi_edge.package import ModelConfig
 
 # Merged patches of one crop: 24 x 24 patches in squares of 2 x 2.
 _TOKENS_PER_CROP = 144
 
 
-def genai_config(model: ModelInfo, provider: str) -> dict[str, Any]:
-    """Contents of `genai_config.json`."""
+def genai_config(model: ModelConfig, provider: str) -> dict[str, Any]:
+    """Make the contents of `genai_config.json`."""
+    name = find_provider(provider).genai_name
     session_options = {
         "log_id": "onnxruntime-genai",
         # Errors only: ONNX Runtime would warn that an input with a default is not a constant.
         "log_severity_level": 3,
-        "provider_options": [] if provider == "cpu" else [{provider: {}}],
+        "provider_options": [] if name == "cpu" else [{name: {}}],
     }
     return {
         "model": {
@@ -79,8 +81,8 @@ def genai_config(model: ModelInfo, provider: str) -> dict[str, Any]:
     }
 
 
-def processor_config(model: ModelInfo) -> dict[str, Any]:
-    """Contents of `processor_config.json`."""
+def processor_config(model: ModelConfig) -> dict[str, Any]:
+    """Make the contents of `processor_config.json`."""
     # ConvertRGB swaps the channels, so decoding has to give them swapped.
     operations = [
         ("DecodeImage", {"color_space": "BGR"}),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,20 +18,36 @@ logger = logging.getLogger(__name__)
 Array = npt.NDArray[np.generic]
 
 _KEY_FILE = "journal.json"
+# Counted up when the contents of records change: those of an older journal would be misread.
+_LAYOUT = 2
+# Stands in a record's file beside the arrays, whose names end in ".npy" there.
+_FACTS_FILE = "facts.json"
+
+
+class Record(NamedTuple):
+    """What is kept under one name.
+
+    Attributes:
+        arrays: By their names.
+        facts: As JSON has them.
+    """
+
+    arrays: dict[str, Array]
+    facts: dict[str, Any]
 
 
 class Journal:
-    """Groups of arrays by name, in a folder that belongs to one job."""
+    """Records by name, in a folder that belongs to one job."""
 
     def __init__(self, folder: Path, job: dict[str, Any]) -> None:
-        """Open the journal of a job; one of another job is cleared.
+        """Open the journal of a job; clear one of another job, or in another layout.
 
         Args:
             folder: Where it is; made when it is missing.
-            job: Whatever the arrays depend on, as JSON.
+            job: Whatever the records depend on, as JSON.
         """
         self.folder = folder
-        key = json.dumps(job, sort_keys=True)
+        key = json.dumps({"layout": _LAYOUT, "job": job}, sort_keys=True)
         file = folder / _KEY_FILE
         if file.is_file() and file.read_text(encoding="utf-8") == key:
             logger.info("going on with %s", folder)
@@ -39,22 +56,30 @@ class Journal:
         folder.mkdir(parents=True)
         file.write_text(key, encoding="utf-8")
 
-    def store(self, name: str, arrays: Mapping[str, Array]) -> None:
-        """Write a group of arrays, each by its key."""
+    def store(
+        self, name: str, arrays: Mapping[str, Array] = {}, facts: Mapping[str, Any] = {}
+    ) -> None:
+        """Write a record: all of it or, if that is interrupted, nothing."""
         partial = self.folder / f"{name}.partial.npz"
         named: dict[str, Any] = dict(arrays)
         np.savez(partial, **named)
+        with zipfile.ZipFile(partial, "a") as archive:
+            archive.writestr(_FACTS_FILE, json.dumps(facts))
         partial.replace(self._file(name))
 
-    def load(self, name: str) -> dict[str, Array] | None:
-        """A group, or None where there is none."""
-        if not self._file(name).is_file():
+    def load(self, name: str) -> Record | None:
+        """Read a record; None where there is none."""
+        file = self._file(name)
+        if not file.is_file():
             return None
-        with np.load(self._file(name)) as arrays:
-            return dict(arrays.items())
+        with zipfile.ZipFile(file) as archive:
+            facts = json.loads(archive.read(_FACTS_FILE))
+        with np.load(file) as stored:
+            arrays = {key: stored[key] for key in stored.files if key != _FACTS_FILE}
+        return Record(arrays, facts)
 
     def remove(self, name: str) -> None:
-        """Forget a group."""
+        """Forget a record."""
         self._file(name).unlink(missing_ok=True)
 
     def clear(self) -> None:
@@ -67,7 +92,7 @@ class Journal:
 
 def clear_journal(folder: Path) -> None:
     """Remove a journal, if there is one."""
-    # First what makes it one: where this is interrupted, the rest must not be taken for a whole.
+    # The key file goes first: without it, the rest is never taken for a journal.
     (folder / _KEY_FILE).unlink(missing_ok=True)
     if folder.exists():
         shutil.rmtree(folder)

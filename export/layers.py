@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import GraphBuilder, nn
 
-from .weights import ChannelQuantizer, Weights
+from .recipe import ChannelQuantizer
+from .weights import Weights
 
 # ONNX Runtime's own operators, documented at
 # https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
@@ -70,7 +71,7 @@ class Linear(nn.Module):
         return y if self.bias is None else op.Add(y, self.bias)
 
     def _rowwise(self, op: Op, x: ir.Value) -> ir.Value:
-        """The product of int8 weights and inputs that are rounded row by row.
+        """Multiply int8 weights by inputs that are rounded row by row.
 
         The kernel rounds all inputs on one grid, so each row is brought to the same size first.
         """
@@ -80,7 +81,7 @@ class Linear(nn.Module):
 
 
 def expose_inputs(model: ir.Model, names: Sequence[str], step: int = 1) -> None:
-    """Make what linear layers in floating point are given outputs of a graph, called NAME.input.
+    """Add outputs NAME.input to a graph: what linear layers in floating point are given.
 
     Args:
         model: Its matrix products have to be those of the layers.
@@ -99,14 +100,10 @@ def expose_inputs(model: ir.Model, names: Sequence[str], step: int = 1) -> None:
 
 
 def _every(graph: ir.Graph, rows: ir.Value, step: int) -> ir.Value:
-    """Every so many of rows [..., num_rows, width]."""
+    """Take every so many of rows [..., num_rows, width]."""
     bounds = []
-    for name, number in {
-        "start": 0,
-        "end": np.iinfo(np.int64).max,
-        "axis": -2,
-        "step": step,
-    }.items():
+    end = np.iinfo(np.int64).max
+    for name, number in {"start": 0, "end": end, "axis": -2, "step": step}.items():
         node = ir.node("Constant", [], {"value": ir.tensor(np.array([number], np.int64))})
         node.outputs[0].name = f"{rows.name}.{name}"
         bounds.append(node)

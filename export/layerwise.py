@@ -13,23 +13,23 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from phi_edge import package
-from phi_edge.engine.session import encode_image, engine_errors, open_session
+from phi_edge.engine.session import engine_errors, open_session
+from phi_edge.engine.vision import encode_image
 from phi_edge.text.prompt import Prompt
 
 from .checkpoint import Checkpoint
 from .decoder import LAYER_LINEARS, build_layer
 from .embedding import build_embedding
 from .journal import Journal
+from .recipe import Floats
 from .vision import build_vision
 from .weights import Weights
 
 logger = logging.getLogger(__name__)
 
-Floats = npt.NDArray[np.float32]
 See = Callable[[str, Floats], None]
 
 
@@ -91,7 +91,7 @@ class LayerwiseModel:
         self._journal.remove(f"layer-{index - 1}")
 
     def normed(self) -> Iterator[Floats]:
-        """What `lm_head` is given for each prompt: float32 [tokens, hidden_size]."""
+        """Compute what `lm_head` is given for each prompt: float32 [tokens, hidden_size]."""
         config = self._checkpoint.config
         weight = self._checkpoint.read("model.norm.weight").astype(np.float32)
         activations = self._activations(config.num_hidden_layers)
@@ -101,7 +101,7 @@ class LayerwiseModel:
             yield total / scale * weight
 
     def image_features(self) -> list[list[Floats]]:
-        """For each prompt, the features [num_tokens, hidden_size] of each of its images."""
+        """Compute for each prompt the features [num_tokens, hidden_size] of its images."""
         images = {crops.digest: crops for prompt in self._prompts for crops in prompt.images}
         unknown = images.keys() - self._features.keys()
         if unknown:
@@ -114,7 +114,7 @@ class LayerwiseModel:
         ]
 
     def _activations(self, index: int) -> list[Floats]:
-        """What a layer is given: for each prompt, `x` and `residual` [1, tokens, hidden_size]."""
+        """Return what a layer is given: `x` and `residual` [1, tokens, hidden_size] by prompt."""
         stored = self._journal.load(f"layer-{index}")
         if stored is None:
             if index == 0:
@@ -122,14 +122,15 @@ class LayerwiseModel:
             else:
                 self.run_layer(index - 1)
             return self._activations(index)
-        return [np.asarray(stored[str(at)], np.float32) for at in range(len(stored))]
+        arrays = stored.arrays
+        return [np.asarray(arrays[str(at)], np.float32) for at in range(len(arrays))]
 
     def _store(self, index: int, activations: Sequence[Floats]) -> None:
         named = {str(at): array for at, array in enumerate(activations)}
         self._journal.store(f"layer-{index}", named)
 
     def _embed(self) -> list[Floats]:
-        """Embeddings of all prompts, with image features in their slots, and no residual."""
+        """Embed all prompts, with image features in their slots, and a residual of zeros."""
         config = self._checkpoint.config
         none = np.empty((0, config.hidden_size), np.float32)
         features = self.image_features()
@@ -148,7 +149,7 @@ class LayerwiseModel:
 
 @contextmanager
 def open_graph(graph: ir.Model, journal: Journal) -> Iterator[Any]:
-    """A session of a graph, whose weights stand in the journal while it is open."""
+    """Open a session of a graph; its weights stand in the journal meanwhile."""
     folder = journal.folder / "graph"
     folder.mkdir(exist_ok=True)
     try:

@@ -45,6 +45,13 @@ class Blocks(NamedTuple):
     scales: npt.NDArray[np.generic]
     zero_points: Octets
 
+    def dequantize(self, bits: int) -> npt.NDArray[np.float32]:
+        """Return the matrix [out_features, in_features]; exact where scales have 16 bits."""
+        weight = _unpack(self.packed, bits).astype(np.float32)
+        weight -= _unpack(self.zero_points, bits)[:, : self.scales.shape[1], None]
+        weight *= self.scales.astype(np.float32)[:, :, None]
+        return weight.reshape(len(weight), -1)
+
 
 @dataclasses.dataclass(frozen=True)
 class PackedLayout:
@@ -65,7 +72,7 @@ class PackedLayout:
     symmetric: bool = False
 
     def shapes(self, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
-        """Name and shape of the tensors that stand for a matrix."""
+        """Return the name and shape of the tensors that stand for a matrix."""
         per_word, num_blocks = 32 // self.bits, in_features // self.block_size
         shapes = {
             "qzeros": (num_blocks, out_features // per_word),
@@ -80,7 +87,7 @@ class PackedLayout:
         }
 
     def repack(self, qweight: Words, qzeros: Words, scales: npt.NDArray[np.generic]) -> Blocks:
-        """The same integers and scales in the order of `MatMulNBits`.
+        """Bring the integers and scales into the order of `MatMulNBits`.
 
         Raises:
             ValueError: The zero points contradict the format, or scales are not finite.
@@ -102,20 +109,12 @@ class PackedLayout:
             _pack(zero_points.T, self.bits),
         )
 
-    def dequantize(self, blocks: Blocks) -> npt.NDArray[np.float32]:
-        """The matrix [out_features, in_features] of blocks; exact where scales have 16 bits."""
-        num_blocks = blocks.scales.shape[1]
-        weight = _unpack(blocks.packed, self.bits).astype(np.float32)
-        weight -= _unpack(blocks.zero_points, self.bits)[:, :num_blocks, None]
-        weight *= blocks.scales.astype(np.float32)[:, :, None]
-        return weight.reshape(len(weight), -1)
-
     def _unpack_awq(self, words: Words) -> Octets:
         values = _unpack(words, self.bits)
         return values.reshape(len(words), -1, 8)[..., _AWQ_PLACES].reshape(values.shape)
 
     def _checked(self, zero_points: Octets) -> Octets:
-        """Zero points [num_blocks, out_features] as they are meant."""
+        """Return zero points [num_blocks, out_features] as they are meant."""
         if self.zero_offset and (zero_points == 2**self.bits - 1).any():
             # Read as 0, as 2**bits, or with a carry into the next one, by different programs.
             raise ValueError(
@@ -133,13 +132,13 @@ class PackedLayout:
 
 
 def _octets(words: Words) -> Octets:
-    """The bytes of integers, lowest first, along the last axis."""
+    """Give the bytes of integers, lowest first, along the last axis."""
     little = words.dtype.newbyteorder("<")
     return np.ascontiguousarray(words, little).view(np.uint8)
 
 
 def _unpack(words: Words, bits: int) -> Octets:
-    """The values of `bits` bits, 4 or 8, in integers, lowest first, along the last axis."""
+    """Give the values of `bits` bits, 4 or 8, in integers, lowest first, along the last axis."""
     octets = _octets(words)
     if bits == 8:
         return octets
@@ -147,7 +146,7 @@ def _unpack(words: Words, bits: int) -> Octets:
 
 
 def _pack(values: Octets, bits: int) -> Octets:
-    """Undo `_unpack` into bytes; an odd count of 4-bit values is filled up with zero."""
+    """Pack values into bytes, lowest first; fill an odd count of 4-bit values up with zero."""
     if bits == 8:
         return np.ascontiguousarray(values)
     if values.shape[-1] % 2:

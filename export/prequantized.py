@@ -44,7 +44,7 @@ class StoredBlocks:
 
     Attributes:
         layout: How the checkpoint holds them.
-        accuracy_level: See `quantize.BlockQuantizer`.
+        accuracy_level: That of the kernel.
         symmetric: Always false: zero points are kept, equal or not.
     """
 
@@ -63,12 +63,12 @@ class StoredBlocks:
         return self.layout.block_size
 
     def num_blocks(self, in_features: int) -> int:
-        """Blocks in a row of this many weights, all of them full."""
+        """Count the blocks of this many inputs, all of them full."""
         return in_features // self.block_size
 
 
 def read_layout(folder: Path) -> PackedLayout | None:
-    """What `config.json` says of quantization; None when the weights are in floating point.
+    """Read what `config.json` says of quantization; None for weights in floating point.
 
     Raises:
         CheckpointError: It names a layout that cannot be repacked.
@@ -104,7 +104,7 @@ def read_layout(folder: Path) -> PackedLayout | None:
 
 
 def stored_shapes(layout: PackedLayout | None, shapes: Shapes, found: Tensors) -> Shapes:
-    """Name and shape of every tensor that the files of a checkpoint should hold.
+    """List the name and shape of every tensor that the files of a checkpoint should hold.
 
     Args:
         layout: How the decoder's matrices are held.
@@ -156,7 +156,7 @@ def check_matrices(layout: PackedLayout, shapes: Shapes, tensors: Tensors) -> No
 
 
 def read_blocks(layout: PackedLayout, name: str, tensors: Tensors) -> Blocks:
-    """A matrix, repacked.
+    """Read a matrix and repack it.
 
     Raises:
         CheckpointError: It cannot be read, or its values contradict the layout.
@@ -170,17 +170,21 @@ def read_blocks(layout: PackedLayout, name: str, tensors: Tensors) -> Blocks:
         raise CheckpointError(f"{name}: {error}") from None
 
 
-def stored_blocks(layout: PackedLayout, accuracy_level: int, float_dtype: str) -> StoredBlocks:
-    """How the decoder's blocks go into a graph.
+def check_kernels(layout: PackedLayout, *, has_int8_kernels: bool) -> None:
+    """Refuse to keep blocks that a provider cannot multiply.
 
     Raises:
-        CheckpointError: A GPU would have to multiply 8-bit blocks, which not every one can.
+        CheckpointError: They have 8 bits, and the provider has no kernels for these.
     """
-    if layout.bits == 8 and float_dtype == "float16":
+    if layout.bits == 8 and not has_int8_kernels:
         raise CheckpointError(
             "the weights are quantized to 8 bits, which can be exported for the CPU alone: choose "
             "it, or the precision fp16"
         )
+
+
+def stored_blocks(layout: PackedLayout, accuracy_level: int) -> StoredBlocks:
+    """Keep the decoder's blocks as they are, and say so in the log."""
     logger.info(
         "keeping the decoder's weights as %s has quantized them: %d bits, blocks of %d",
         layout.method,
@@ -191,7 +195,7 @@ def stored_blocks(layout: PackedLayout, accuracy_level: int, float_dtype: str) -
 
 
 def describe_recipe(recipe: dict[str, Any], layout: PackedLayout | None) -> dict[str, Any]:
-    """A recipe for the manifest, which tells what the checkpoint brought in its place."""
+    """Describe a recipe for the manifest, with what the checkpoint brought in its place."""
     if layout is None:
         return recipe
     brought = {
@@ -207,7 +211,7 @@ def describe_recipe(recipe: dict[str, Any], layout: PackedLayout | None) -> dict
 
 
 def _packed_names(shapes: Shapes) -> list[str]:
-    """The matrices of the decoder's layers; what else is in a layer is a vector."""
+    """List the matrices of the decoder's layers; what else is in a layer is a vector."""
     return [
         name
         for name, shape in shapes.items()

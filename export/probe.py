@@ -19,33 +19,35 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder
 
 from phi_edge import package
+from phi_edge.engine.providers import TARGETS, Provider, find_provider
 
 from .layers import CONTRIB, IR_VERSION, OPSET, Op
+from .packed import Blocks
 
 Array = npt.NDArray[Any]
 
-# Name of a probe -> float type, whether attention rotates, accuracy level of `MatMulNBits`.
-PROBES = {
-    "float32": ("float32", True, 4),
-    "float16": ("float16", True, 0),
-    "float16_unfused": ("float16", False, 0),
-}
+# Name of a probe -> a provider whose packages use what it tries.
+PROBES = {provider.probe: provider for provider in map(find_provider, TARGETS)}
 
 _HEADS, _HEAD_SIZE, _BLOCK = 2, 32, 32
 _HIDDEN = _HEADS * _HEAD_SIZE
 _PAST, _NEW, _CAPACITY = 2, 3, 8
 _EPSILON = 1e-5
 _ALPHA = 1.702
+# Weights of `MatMulNBits`, in the order of its inputs.
+_BLOCKS = ("packed", "scales", "zero_points")
 
 
 class Probe:
     """One graph with its arrays."""
 
-    def __init__(self, dtype: str, *, fused_rotary: bool, accuracy_level: int) -> None:
+    def __init__(self, provider: Provider) -> None:
+        """Draw the inputs and weights, of the types that a provider's packages have."""
         rng = np.random.default_rng(0)
-        self.dtype = dtype
-        self.fused_rotary = fused_rotary
-        self.accuracy_level = accuracy_level
+        self.dtype = dtype = provider.float_dtype
+        self.fused_rotary = provider.fuses_rotary
+        # Activations are rounded to 8 bits, or the kernel decides.
+        self.accuracy_level = 4 if provider.has_int8_kernels else 0
 
         def normal(*shape: int, scale: float = 1.0) -> Array:
             # In float16 for all, so that every probe has the same expected outputs.
@@ -71,7 +73,7 @@ class Probe:
         }
 
     def build(self) -> ir.Model:
-        """The graph."""
+        """Build the graph."""
         dtype = _onnx_type(self.dtype)
         inputs = {name: ir.val(name, dtype, array.shape) for name, array in self.inputs.items()}
         graph = ir.Graph(
@@ -97,7 +99,7 @@ class Probe:
         gain, shift = weights["gain"], weights["shift"]
         qkv = op.MatMulNBits(
             x,
-            *(weights[name] for name in ("packed", "scales", "zero_points")),
+            *(weights[name] for name in _BLOCKS),
             K=_HIDDEN,
             N=3 * _HIDDEN,
             bits=4,
@@ -124,11 +126,11 @@ class Probe:
             ("SkipSimplifiedLayerNormalization", gain),
         ):
             results[name] = _with_sum(op, name, x, residual, *affine)
-        rows = op.initializer(ir.tensor(np.arange(_PAST, _PAST + _NEW)[None]), "rows")
+        position_ids = op.initializer(ir.tensor(np.arange(_PAST, _PAST + _NEW)[None]), "rows")
         rotary = (weights["cos"], weights["sin"])
         if not self.fused_rotary:
             query, key = (
-                op.RotaryEmbedding(part, rows, *rotary, num_heads=_HEADS, **CONTRIB)
+                op.RotaryEmbedding(part, position_ids, *rotary, num_heads=_HEADS, **CONTRIB)
                 for part in (query, key)
             )
             results["RotaryEmbedding"] = query
@@ -141,7 +143,7 @@ class Probe:
             given["past_value"],
             last,
             total,
-            *((*rotary, rows) if self.fused_rotary else ()),
+            *((*rotary, position_ids) if self.fused_rotary else ()),
             num_heads=_HEADS,
             kv_num_heads=_HEADS,
             do_rotary=int(self.fused_rotary),
@@ -151,12 +153,13 @@ class Probe:
         return results
 
     def expected(self) -> dict[str, Array]:
-        """What the outputs should be, float32."""
+        """Compute what the outputs should be, float32."""
         given = {name: array.astype(np.float32) for name, array in self.inputs.items()}
         weights = {name: array.astype(np.float32) for name, array in self.weights.items()}
         x, gain, shift = given["x"], weights["gain"], weights["shift"]
         total = x + given["residual"]
-        qkv = x @ self._dequantized().T
+        blocks = Blocks(*(self.weights[name] for name in _BLOCKS))
+        qkv = x @ blocks.dequantize(bits=4).T
         query, key, value = (_heads(part) for part in np.split(qkv, 3, axis=-1))
         cos, sin = (weights[name][_PAST : _PAST + _NEW] for name in ("cos", "sin"))
         rotated_query, rotated_key = (_rotate(part, cos, sin) for part in (query, key))
@@ -183,23 +186,13 @@ class Probe:
             outputs["RotaryEmbedding"] = _merged(rotated_query)
         return {name: output.astype(np.float32) for name, output in outputs.items()}
 
-    def _dequantized(self) -> Array:
-        """Weights [outputs, inputs]; of two values in a byte, the first has the low bits."""
-        values, zeros = (
-            np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
-            for packed in (self.weights["packed"], self.weights["zero_points"])
-        )
-        scales = self.weights["scales"].astype(np.float32)[..., None]
-        weights: Array = (values.astype(np.float32) - zeros[..., None]) * scales
-        return weights.reshape(3 * _HIDDEN, _HIDDEN)
-
 
 def _onnx_type(dtype: str) -> ir.DataType:
     return ir.DataType.from_numpy(np.dtype(dtype))
 
 
 def _with_sum(op: Op, name: str, *inputs: ir.Value) -> ir.Value:
-    """A norm's result and, beside it, the sum that it was taken of."""
+    """Add a norm; give its result and, beside it, the sum that it was taken of."""
     outputs = [f"{name}.normed", ir.Value(name=""), ir.Value(name=""), f"{name}.sum"]
     norm = getattr(op, name)
     normed, _, _, total = norm(*inputs, epsilon=_EPSILON, _outputs=outputs, **CONTRIB)
@@ -208,7 +201,7 @@ def _with_sum(op: Op, name: str, *inputs: ir.Value) -> ir.Value:
 
 
 def _heads(x: Array) -> Array:
-    """[1, tokens, hidden] -> [1, heads, tokens, head size]."""
+    """Turn [1, tokens, hidden] into [1, heads, tokens, head size]."""
     heads: Array = x.reshape(1, -1, _HEADS, _HEAD_SIZE).swapaxes(1, 2)
     return heads
 
@@ -245,7 +238,7 @@ def _normal_cdf(x: Array) -> Array:
 
 
 def build_identity(dtype: str) -> ir.Model:
-    """A vision graph that passes features on, for `phi_edge.engine.genai`."""
+    """Build a vision graph that passes features on, for `phi_edge.engine.genai`."""
     features = ir.val(package.PIXEL_VALUES, _onnx_type(dtype), ["num_image_tokens", "hidden_size"])
     given = ir.val(package.IMAGE_FEATURES, features.dtype, features.shape)
     node = ir.node("Identity", [features], outputs=[given])
@@ -256,8 +249,8 @@ def build_identity(dtype: str) -> ir.Model:
 def write_probes(folder: Path) -> None:
     """Write the folder of probes: `NAME.onnx` and `NAME.npz` of each, and the identity graphs."""
     folder.mkdir(exist_ok=True)
-    for name, (dtype, fused_rotary, accuracy_level) in PROBES.items():
-        probe = Probe(dtype, fused_rotary=fused_rotary, accuracy_level=accuracy_level)
+    for name, provider in PROBES.items():
+        probe = Probe(provider)
         ir.save(probe.build(), folder / f"{name}.onnx")
         arrays: dict[str, Any] = probe.inputs | probe.expected()
         np.savez_compressed(folder / f"{name}.npz", **arrays)

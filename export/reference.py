@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from phi_edge.image.crops import ImageCrops
 from phi_edge.text.prompt import Prompt
@@ -17,12 +16,11 @@ from .checkpoint import Checkpoint
 from .journal import Journal
 from .layerwise import LayerwiseModel
 from .lock import hold
-
-Floats = npt.NDArray[np.float32]
+from .recipe import Floats
 
 
 class CheckpointReference:
-    """Runs a checkpoint in float32, layer by layer; a `phi_edge.evaluation.certify.Reference`."""
+    """Runs a checkpoint in float32, layer by layer; a `Reference` for certificates."""
 
     def __init__(self, checkpoint: Checkpoint, folder: Path) -> None:
         """Take the checkpoint.
@@ -38,7 +36,7 @@ class CheckpointReference:
         self.tokenizer = checkpoint.read_tokenizer()
 
     def logits(self, prompts: Sequence[Prompt], counts: Sequence[int]) -> Iterator[Floats]:
-        """For each prompt, float32 [count, vocab_size]: what predicts its last `count` tokens."""
+        """Compute for each prompt what predicts its last `count` tokens: [count, vocab_size]."""
         with self._journal() as journal:
             head: Floats = self._checkpoint.read("lm_head.weight").astype(np.float32)
             model = LayerwiseModel(self._checkpoint, prompts, journal, self._features)
@@ -47,7 +45,7 @@ class CheckpointReference:
                 yield rows[-count - 1 : -1] @ head.T
 
     def image_features(self, images: Sequence[ImageCrops]) -> Iterator[Floats]:
-        """For each image, float32 [num_tokens, hidden_size]."""
+        """Compute the features [num_tokens, hidden_size] of each image."""
         with self._journal() as journal:
             prompts = [Prompt(np.empty(0, np.int64), (image,)) for image in images]
             model = LayerwiseModel(self._checkpoint, prompts, journal, self._features)
@@ -56,9 +54,9 @@ class CheckpointReference:
 
     @contextmanager
     def _journal(self) -> Iterator[Journal]:
-        """An empty journal, which is removed afterwards."""
+        """Open an empty journal, which is removed afterwards."""
         with hold(self._folder):
-            # What a run left that was killed is of no other job's use.
+            # Like no other job: what a run left that was killed must not be used.
             journal = Journal(self._folder, {"run": uuid.uuid4().hex})
             try:
                 yield journal

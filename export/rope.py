@@ -17,7 +17,7 @@ from .config import Phi3VConfig
 
 
 def attention_factor(config: Phi3VConfig) -> float:
-    """What cosines and sines are multiplied by, in both regimes."""
+    """Compute what cosines and sines are multiplied by, in both regimes."""
     scale = config.max_position_embeddings / config.original_max_position_embeddings
     if scale <= 1:
         return 1.0
@@ -25,10 +25,10 @@ def attention_factor(config: Phi3VConfig) -> float:
 
 
 def rope_table(config: Phi3VConfig, kind: Literal["cos", "sin"]) -> npt.NDArray[np.float32]:
-    """Both regimes in one table, the short one first.
+    """Compute both regimes in one table, the short one first.
 
-    The first `original_max_position_embeddings` rows hold positions with the short factors, the
-    `max_position_embeddings` rows after them hold positions with the long ones.
+    The first `original_max_position_embeddings` entries are positions with the short factors; the
+    `max_position_embeddings` entries after them are positions with the long ones.
 
     Returns:
         float32 [original + max positions, head_size / 2].

@@ -1,8 +1,13 @@
 """Where a package is put: there is an old one, none, or a new one, and never a part of one.
 
-Beside a target `out` stand, while it is exported, `.out.lock` (see `lock`), `.out.calibration`
-(see `journal`), `.out.partial`, which the new package is written to, and, while the two change
-places, `.out.replaced`, the old one. The functions here are for the holder of the lock.
+While a target `out` is exported, there are beside it:
+
+- `.out.lock`, the lock of one export;
+- `.out.calibration`, the journal of calibration;
+- `.out.partial`, which the new package is written to;
+- `.out.replaced`, the old package, while the two change places.
+
+The functions here are for the holder of the lock.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def beside(target: Path, kind: str) -> Path:
-    """The hidden path of a kind that belongs to a target."""
+    """Name the hidden path of a kind that belongs to a target."""
     target = target.resolve()
     return target.with_name(f".{target.name}.{kind}")
 
@@ -57,7 +62,7 @@ def check_target(target: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the target's place if all goes well."""
+    """Make a folder to write into, which takes the target's place if all goes well."""
     partial, replaced = beside(target, "partial"), beside(target, "replaced")
     target = target.resolve()
     partial.mkdir()

@@ -22,7 +22,7 @@ class StoredTensor(NamedTuple):
     dtype: str
 
     def read(self) -> npt.NDArray[np.generic]:
-        """The tensor in its stored type (bfloat16, float16 or float32).
+        """Read the tensor in its stored type (bfloat16, float16 or float32).
 
         The file is opened for this tensor alone: a mapping kept open would count every page
         ever read as resident memory.
@@ -39,7 +39,7 @@ class StoredTensor(NamedTuple):
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of a file by their names.
+    """Find the tensors of a file, by their names.
 
     Raises:
         CheckpointError: The file is no safetensors file, or not a whole one.

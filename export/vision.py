@@ -150,7 +150,7 @@ class Projector(nn.Module):
         self.linear_out = Linear(weights, "vision", f"{_EMBED}.img_projection.2", bias=True)
 
     def forward(self, op: Op, patches: ir.Value) -> ir.Value:
-        """Patches [crops, grid^2, width] -> [crops * 144 + 2, hidden], separators last."""
+        """Turn patches [crops, grid^2, width] into [crops * 144 + 2, hidden], separators last."""
         side, width = self.vision.grid // 2, self.vision.hidden_size
         # Neighbours of a 2x2 square become channels, in the order (dy, dx, channel).
         squares = op.Reshape(patches, [-1, side, 2, side, 2, width])
@@ -166,8 +166,9 @@ class CropSelection(nn.Module):
     def forward(
         self, op: Op, pixel_values: ir.Value, image_sizes: ir.Value, crop_size: int
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Give the real crops [crops, 3, size, size], and heights and widths [images, 1, 1] of
-        the images in crops.
+        """Give the real crops [crops, 3, size, size], and the images' sizes in crops.
+
+        The sizes are heights and widths [images, 1, 1].
         """
         height, width = op.Split(op.Div(image_sizes, crop_size), [1, 1], axis=1, _outputs=2)
         num_crops = op.Add(op.Mul(height, width), 1)
@@ -181,7 +182,7 @@ class CropSelection(nn.Module):
 class HdArrangement(nn.Module):
     """The rows of the projector in the order of image tokens.
 
-    Each image gives its sub crops as one picture, row by row with a separator after each, then
+    Each image gives its sub crops as one picture, line by line with a separator after each, then
     the global separator, then its global crop in the same way. The order is worked out on
     integers, for all images at once on a common grid whose unused places are dropped, so that
     the features themselves are moved once.
@@ -192,7 +193,7 @@ class HdArrangement(nn.Module):
         self.side = side
 
     def forward(self, op: Op, rows: ir.Value, height: ir.Value, width: ir.Value) -> ir.Value:
-        """Rows [crops * side^2 + 2, hidden], crops [images, 1, 1] -> [tokens, hidden]."""
+        """Turn rows [crops * side^2 + 2, hidden] into [tokens, hidden]."""
         side = self.side
         separator = op.Sub(op.Shape(rows, start=0, end=1), 2)
         crops_before = op.CumSum(op.Add(op.Mul(height, width), 1), 0, exclusive=1)
@@ -211,8 +212,9 @@ class HdArrangement(nn.Module):
     def _picture(
         self, op: Op, first_row: ir.Value, height: ir.Value, width: ir.Value, separator: ir.Value
     ) -> ir.Value:
-        """Row numbers of pictures of `height` x `width` crops [images, places], -1 where an
-        image has no such place.
+        """Number the rows of pictures of `height` x `width` crops: [images, places].
+
+        -1 stands where an image has no such place.
         """
         side = self.side
         y = op.Unsqueeze(op.Range(0, op.Mul(op.ReduceMax(height, keepdims=0), side), 1), [1])
@@ -246,7 +248,7 @@ class Vision(nn.Module):
 
 
 def vision_linears(config: Phi3VConfig) -> list[tuple[str, ...]]:
-    """Names of the linear layers, in the order in which they run; several are stacked in one."""
+    """List the linear layers in the order in which they run; some are several, stacked."""
     names: list[tuple[str, ...]] = []
     for index in range(config.vision.num_hidden_layers - 1):
         layer = f"{_CLIP}.encoder.layers.{index}"
@@ -256,10 +258,11 @@ def vision_linears(config: Phi3VConfig) -> list[tuple[str, ...]]:
 
 
 def build_vision(config: Phi3VConfig, weights: Weights) -> ir.Model:
-    """`pixel_values` float32 [images, crops, 3, 336, 336], `image_sizes` int64 [images, 2]
-    (height, width of the padded image) -> `image_features` [num_image_tokens, hidden_size].
+    """Build the graph.
 
-    The global crop stands first, then the sub crops row by row, then any padding.
+    `pixel_values` float32 [images, crops, 3, 336, 336], `image_sizes` int64 [images, 2]
+    (height, width of the padded image) -> `image_features` [num_image_tokens, hidden_size].
+    The global crop stands first, then the sub crops line by line, then any padding.
     """
     size = config.vision.image_size
     return make_model(

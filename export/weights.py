@@ -7,86 +7,20 @@ writer asks for its bytes, and let go of afterwards, so that memory holds one we
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 from onnxscript import nn
 
 from phi_edge.errors import CheckpointError
 
 from .checkpoint import Checkpoint
+from .findings import Findings
 from .prequantized import GROUP, StoredBlocks, read_blocks, stored_blocks
-
-if TYPE_CHECKING:
-    from .calibration import Calibration
-
-Array = npt.NDArray[np.generic]
-
-
-class Quantizer(Protocol):
-    """Quantizes blocks of weights; `quantize.BlockQuantizer` is one."""
-
-    @property
-    def bits(self) -> int: ...
-    @property
-    def block_size(self) -> int: ...
-    @property
-    def symmetric(self) -> bool: ...
-    @property
-    def accuracy_level(self) -> int: ...
-    @property
-    def is_calibrated(self) -> bool: ...
-
-    def num_blocks(self, in_features: int, /) -> int: ...
-
-    def quantize(self, weight: Array, /) -> tuple[Array, Array, Array | None]:
-        """Packed values, scales and zero points of a matrix [out_features, in_features]."""
-
-
-@runtime_checkable
-class ChannelQuantizer(Protocol):
-    """Quantizes output channels of weights; `quantize.ChannelQuantizer` is one."""
-
-    def quantize_channels(self, weight: Array, /) -> tuple[Array, Array]:
-        """int8 values and scales of a matrix [out_features, in_features]."""
-
-
-class Recipe(Protocol):
-    """How the weights are stored; `quantize.Recipe` is one."""
-
-    @property
-    def precision(self) -> str: ...
-    @property
-    def float_dtype(self) -> str: ...
-    @property
-    def is_calibrated(self) -> bool: ...
-    @property
-    def cache_dtype(self) -> str: ...
-
-    def quantizer(self, group: str, name: str, /) -> Quantizer | ChannelQuantizer | None:
-        """How a layer of a group of weights is quantized; None for floating point."""
-
-    @property
-    def vision(self) -> Sequence[object]: ...
-
-    def vision_errors(self, weight: Array, rows: npt.NDArray[np.float32], /) -> list[float]:
-        """What each of `vision` does to the outputs of a layer for some inputs."""
-
-    def for_vision(self, errors: Mapping[str, Sequence[float]], /) -> Recipe:
-        """The recipe with a choice for these layers, given `vision_errors` of each."""
-
-    @property
-    def prefill(self) -> ChannelQuantizer | None: ...
-
-    def for_prefill(self, kept: Collection[str], /) -> Recipe | None:
-        """The recipe of a graph of its own for prompts, without the layers `kept` as they are."""
-
-    def as_dict(self) -> dict[str, Any]: ...
+from .recipe import Array, BlockQuantizer, Blocks, ChannelQuantizer, Channels, Recipe
 
 
 class Weights:
@@ -101,7 +35,7 @@ class Weights:
         checkpoint: Checkpoint,
         float_dtype: str,
         recipe: Recipe | None = None,
-        calibration: Calibration | None = None,
+        findings: Findings | None = None,
     ) -> None:
         """Take what parameters are made from.
 
@@ -109,44 +43,40 @@ class Weights:
             checkpoint: Where the weights are.
             float_dtype: "float32" or "float16".
             recipe: How to quantize them; everything stays in floating point when None.
-            calibration: What was found for a calibrated recipe.
+            findings: What calibration found, for a recipe that wants it.
         """
         self._checkpoint = checkpoint
         self._recipe = recipe
         self._stored: StoredBlocks | None = None
         decoder = recipe.quantizer(GROUP, "") if recipe else None
         if checkpoint.layout and decoder and not isinstance(decoder, ChannelQuantizer):
-            level = decoder.accuracy_level
-            self._stored = stored_blocks(checkpoint.layout, level, float_dtype)
-        self._calibration = calibration
+            self._stored = stored_blocks(checkpoint.layout, decoder.accuracy_level)
+        self._findings = findings
         self.dtype = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}[float_dtype]
 
     def quantizer(
         self, group: str, name: str
-    ) -> Quantizer | StoredBlocks | ChannelQuantizer | None:
-        """How a layer is quantized, or is already; None for floating point."""
+    ) -> BlockQuantizer | StoredBlocks | ChannelQuantizer | None:
+        """Return how a layer is quantized, or is already; None for floating point."""
         if group == GROUP and self._stored:
             return self._stored
         return self._recipe.quantizer(group, name) if self._recipe else None
 
-    def accuracy_level(self, name: str, quantizer: Quantizer | StoredBlocks) -> int:
-        """The accuracy level of a quantized layer's kernel."""
-        if self._calibration and name in self._calibration.linears:
-            return self._calibration.linears[name].accuracy_level
+    def accuracy_level(self, name: str, quantizer: BlockQuantizer | StoredBlocks) -> int:
+        """Return the accuracy level of a quantized layer's kernel."""
+        if self._findings and name in self._findings.linears:
+            return self._findings.linears[name].accuracy_level
         return quantizer.accuracy_level
 
     def shape(self, names: Sequence[str]) -> tuple[int, ...]:
-        """Shape of the named tensors, stacked along their first axis."""
+        """Return the shape of the named tensors, stacked along their first axis."""
         shapes = [self._checkpoint.shapes[name] for name in names]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def parameter(
-        self,
-        *names: str,
-        shape: tuple[int, ...] | None = None,
-        transpose: bool = False,
+        self, *names: str, shape: tuple[int, ...] | None = None, transpose: bool = False
     ) -> nn.Parameter:
-        """The named tensors, stacked along their first axis, in the graph's type.
+        """Make a parameter of the named tensors, stacked along their first axis.
 
         Args:
             names: Official tensor names.
@@ -171,9 +101,9 @@ class Weights:
         return lazy_parameter(load, self.dtype, target)
 
     def quantized_parameters(
-        self, names: Sequence[str], quantizer: Quantizer | StoredBlocks, *, flat: bool = False
+        self, names: Sequence[str], quantizer: BlockQuantizer | StoredBlocks, *, flat: bool = False
     ) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter | None]:
-        """Packed values, scales and zero points of the named matrices, stacked.
+        """Make the packed values, scales and zero points of the named matrices, stacked.
 
         Args:
             names: Official tensor names.
@@ -184,7 +114,7 @@ class Weights:
         num_blocks = quantizer.num_blocks(in_features)
         block_bytes = quantizer.block_size * quantizer.bits // 8
 
-        def quantize() -> tuple[Array | None, ...]:
+        def quantize() -> Blocks:
             with named_errors(names):
                 return self._quantize(names, quantizer)
 
@@ -214,7 +144,7 @@ class Weights:
     def channel_parameters(
         self, names: Sequence[str], quantizer: ChannelQuantizer
     ) -> tuple[nn.Parameter, nn.Parameter]:
-        """int8 values [in_features, out_features] and scales of the named matrices, stacked.
+        """Make the int8 values [in_features, out_features] and scales of the named matrices.
 
         Args:
             names: Official tensor names.
@@ -222,7 +152,7 @@ class Weights:
         """
         out_features, in_features = self.shape(names)
 
-        def quantize() -> tuple[Array, Array]:
+        def quantize() -> Channels:
             with named_errors(names):
                 return self._quantize_channels(names, quantizer)
 
@@ -236,12 +166,13 @@ class Weights:
         return values, scales
 
     def cache_scales(self, layer: int) -> tuple[nn.Parameter, nn.Parameter] | None:
-        """Scales of a layer's cached keys and values, by head and channel: what is cached as the
-        int8 number q stands for q * scale. None for a cache in floating point.
+        """Make the scales of a layer's cached keys and values, by head and channel.
+
+        The int8 number q in the cache stands for q * scale. None for a cache in floating point.
         """
-        if self._recipe is None or self._recipe.cache_dtype != "int8" or self._calibration is None:
+        if self._recipe is None or self._recipe.cache_dtype != "int8" or self._findings is None:
             return None
-        keys, values = self._calibration.cache_scales[layer]
+        keys, values = self._findings.cache_scales[layer]
         shape = (1, keys.shape[0], 1, keys.shape[1])
         key, value = (
             lazy_parameter(partial(scales.reshape, shape), ir.DataType.FLOAT, shape)
@@ -249,24 +180,17 @@ class Weights:
         )
         return key, value
 
-    def _quantize(
-        self, names: Sequence[str], quantizer: Quantizer | StoredBlocks
-    ) -> tuple[Array | None, ...]:
+    def _quantize(self, names: Sequence[str], quantizer: BlockQuantizer | StoredBlocks) -> Blocks:
         if isinstance(quantizer, StoredBlocks):
             (name,) = names
             return read_blocks(quantizer.layout, name, self._checkpoint.tensors)
-        if self._calibration and quantizer.is_calibrated:
-            (name,) = names
-            return self._calibration.blocks(name.removesuffix(".weight"))
+        if self._findings and (name := _layer(names)) in self._findings.linears:
+            return self._findings.blocks(name)
         return quantizer.quantize(self._read(names))
 
-    def _quantize_channels(
-        self, names: Sequence[str], quantizer: ChannelQuantizer
-    ) -> tuple[Array, Array]:
-        if self._calibration:
-            name = names[0].removesuffix(".weight")
-            if name in self._calibration.linears:
-                return self._calibration.channels(name)
+    def _quantize_channels(self, names: Sequence[str], quantizer: ChannelQuantizer) -> Channels:
+        if self._findings and (name := _layer(names)) in self._findings.linears:
+            return self._findings.channels(name)
         return quantizer.quantize_channels(self._read(names))
 
     def _read(self, names: Sequence[str]) -> Array:
@@ -275,8 +199,13 @@ class Weights:
 
     def _read_one(self, name: str) -> Array:
         array = self._checkpoint.read(name)
-        divisor = self._calibration.divisors.get(name) if self._calibration else None
+        divisor = self._findings.divisors.get(name) if self._findings else None
         return array if divisor is None else array.astype(np.float32) / divisor
+
+
+def _layer(names: Sequence[str]) -> str:
+    """Return the name of a layer, the first of those that are stacked, from its tensors'."""
+    return names[0].removesuffix(".weight")
 
 
 @contextmanager
@@ -291,7 +220,7 @@ def named_errors(names: Sequence[str]) -> Iterator[None]:
 def lazy_parameter(
     load: Callable[[], Array], dtype: ir.DataType, shape: tuple[int, ...]
 ) -> nn.Parameter:
-    """A parameter whose value is computed when it is written."""
+    """Make a parameter whose value is computed when it is written."""
     tensor = ir.LazyTensor(lambda: ir.tensor(load()), dtype=dtype, shape=ir.Shape(shape))
     return nn.Parameter(shape, data=tensor)
 
@@ -307,7 +236,7 @@ class _SharedParts:
         self._lock = threading.Lock()
 
     def take(self, index: int) -> Array:
-        """One array; all are forgotten when each has been taken."""
+        """Take one array; all are forgotten when each has been taken."""
         with self._lock:
             if not self._parts:
                 self._parts, self._taken = self._compute(), 0

@@ -6,19 +6,16 @@ import asyncio
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
+
+from typing_extensions import Self, Unpack
 
 from phi_edge import client
 from phi_edge.api.threads import AsyncStream, call
 from phi_edge.cancel import CancelToken
+from phi_edge.client import ClientOptions, CompleteArguments, ModelSource
 from phi_edge.errors import EngineError
 from phi_edge.models import ChatCompletions, ModelInfo, StreamingChatCompletionsUpdate
-
-if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
-
-    from phi_edge.client import ClientOptions, CompleteArguments, ModelSource
-
 
 Load = Callable[[], client.ChatCompletionsClient]
 
@@ -126,7 +123,7 @@ class ChatCompletionsClient:
         stream: bool | None = None,
         **arguments: Unpack[CompleteArguments],
     ) -> ChatCompletions | AsyncStreamingChatCompletions:
-        """See `phi_edge.ChatCompletionsClient.complete`; cancelling the task ends the work."""
+        """Answer a conversation, with the arguments there; cancelling the task ends the work."""
         loaded = await self._client()
         cancel = CancelToken()
         request = loaded.make_body(body, arguments, stream=stream)

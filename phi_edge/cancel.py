@@ -31,11 +31,7 @@ class CancelToken(threading.Event):
 
     @contextmanager
     def stopping(self, stop: Callable[[], None]) -> Iterator[None]:
-        """Call a function when the token is set meanwhile, or was before.
-
-        Args:
-            stop: Called in the thread that sets the token; it must not wait.
-        """
+        """Call a function, which must not wait, when the token is set meanwhile, or was before."""
         with self._lock:
             self._stops.append(stop)
             if self.is_set():

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
-from typing_extensions import TypedDict
+from typing_extensions import Self, TypedDict, Unpack
 
-from phi_edge.api.request import parse_request
+from phi_edge.api.parse import parse_request
 from phi_edge.api.service import ChatService, ServiceOptions
 from phi_edge.cancel import CancelToken, close
 from phi_edge.errors import GenerationCancelled
@@ -26,9 +26,6 @@ from phi_edge.models import (
     ModelInfo,
     StreamingChatCompletionsUpdate,
 )
-
-if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
 
 Messages = Sequence[ChatRequestMessage | Mapping[str, Any]]
 ResponseFormat = Literal["text", "json_object"] | JsonSchemaFormat | Mapping[str, Any]
@@ -148,7 +145,7 @@ class ChatCompletionsClient:
             self._owned.close()
 
     def get_model_info(self) -> ModelInfo:
-        """What the model is."""
+        """Tell what the model is."""
         return ModelInfo(**self.service.info())
 
     @overload
@@ -208,7 +205,7 @@ class ChatCompletionsClient:
         *,
         stream: bool | None,
     ) -> dict[str, Any]:
-        """The request that `complete` would answer, as the API's JSON."""
+        """Write the request that `complete` would answer, as the API's JSON."""
         streaming = {} if stream is None else {"stream": stream}
         if body is not None:
             if arguments:
@@ -238,7 +235,7 @@ class ChatCompletionsClient:
 def split_options(
     model: ModelSource | None, options: Mapping[str, Any]
 ) -> tuple[LoadOptions, ServiceOptions, dict[str, Any]]:
-    """What `load_model` and `ChatService` get of a client's options, and defaults of `complete`.
+    """Split a client's options: for `load_model`, for `ChatService`, and defaults of `complete`.
 
     Raises:
         TypeError: One is unknown, or comes too late for a model that is loaded already.
@@ -263,7 +260,7 @@ def _check_names(arguments: Mapping[str, Any]) -> None:
 
 
 def _make_body(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `complete` as the API's JSON."""
+    """Write the arguments of `complete` as the API's JSON."""
     _check_names(arguments)
     fields = dict(arguments)
     extras = fields.pop("model_extras", None) or {}

@@ -31,7 +31,7 @@ from typing import Any
 
 
 def shorten(text: str, num_characters: int) -> str:
-    """What an error shows of a text that somebody else chose: its beginning."""
+    """Show the beginning of a text that somebody else chose."""
     return text if len(text) <= num_characters else f"{text[:num_characters]}..."
 
 
@@ -159,34 +159,23 @@ class HttpResponseError(PhiEdgeError):
     @property
     def response(self) -> ErrorResponse:
         """The answer as an HTTP client shows it."""
-        return ErrorResponse(self)
+        headers = {"content-type": "application/json", **self.headers}
+        return ErrorResponse(self.status_code, self.reason, headers, self.body)
 
 
 @dataclasses.dataclass(frozen=True)
 class ErrorResponse:
     """What an HTTP client would have received with an `HttpResponseError`."""
 
-    error: HttpResponseError
-
-    @property
-    def status_code(self) -> int:
-        """HTTP status."""
-        return self.error.status_code
-
-    @property
-    def reason(self) -> str:
-        """The status in words."""
-        return self.error.reason
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Headers of the answer."""
-        return {"content-type": "application/json", **self.error.headers}
+    status_code: int
+    reason: str
+    headers: Mapping[str, str]
+    body: Mapping[str, Any]
 
     def json(self) -> Any:
-        """The body."""
-        return self.error.body
+        """Give the body."""
+        return self.body
 
     def text(self) -> str:
-        """The body as it would be sent."""
-        return json.dumps(self.error.body)
+        """Give the body as it would be sent."""
+        return json.dumps(self.body)

@@ -6,10 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from datetime import datetime, timezone
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from typing import Any, ClassVar, Generic, TypeVar
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Enum)
@@ -26,17 +23,11 @@ class Field(Generic[T]):
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    @overload
-    def __get__(self, instance: None, owner: type) -> Self: ...
-
-    @overload
-    def __get__(self, instance: JsonView, owner: type) -> T: ...
-
-    def __get__(self, instance: JsonView | None, owner: type) -> Any:
+    def __get__(self, instance: JsonView | None, owner: type) -> T:
         if instance is None:
-            return self
+            return self  # type: ignore[return-value]  # of the class, which nobody asks for
         value = instance.get(self._name)
-        return value if value is None else self._read(value)
+        return value if value is None else self._read(value)  # type: ignore[return-value]
 
     def __set__(self, instance: JsonView, value: Any) -> None:
         instance[self._name] = value
@@ -97,13 +88,13 @@ class JsonView(MutableMapping[str, Any]):
         return str(self._json)
 
     def as_dict(self) -> dict[str, Any]:
-        """A copy of the JSON."""
+        """Copy the JSON."""
         copy: dict[str, Any] = json.loads(json.dumps(self._json))
         return copy
 
 
 def to_json(value: Any) -> Any:
-    """A value as JSON has it; views give the JSON that they look at."""
+    """Write a value as JSON has it; views give the JSON that they look at."""
     if isinstance(value, JsonView):
         return value._json  # noqa: SLF001 - the same module
     if isinstance(value, Enum):
@@ -116,15 +107,15 @@ def to_json(value: Any) -> Any:
 
 
 def each(read: Callable[[Any], T]) -> Callable[[list[Any]], list[T]]:
-    """What reads a list, by what reads one of its values."""
+    """Make what reads a list, of what reads one of its values."""
     return lambda values: [read(value) for value in values]
 
 
 def read_time(seconds: float) -> datetime:
-    """A time in UTC."""
+    """Read a time, in UTC."""
     return datetime.fromtimestamp(seconds, timezone.utc)
 
 
 def member_of(kind: type[E]) -> Callable[[str], E | str]:
-    """What reads the name of an enum's member; a name that the enum does not know stays."""
+    """Make what reads the name of an enum's member; one that the enum does not know stays."""
     return lambda name: kind(name) if name in [member.value for member in kind] else name

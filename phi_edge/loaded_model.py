@@ -6,24 +6,24 @@ import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
+from typing_extensions import Self, Unpack
 
 from phi_edge import package
 from phi_edge.cache.disk import DiskCache
 from phi_edge.cache.pool import PREFIX_CACHE_BYTES, RunPool
 from phi_edge.engine.base import Engine, Features, Run
-from phi_edge.generation.constraint import Constraint, JsonGrammar
+from phi_edge.generation.constraint import JsonGrammar
 from phi_edge.generation.loop import Answer, Completion, Events, Generation, decode
-from phi_edge.generation.options import GenerationOptions
+from phi_edge.generation.options import GenerationOptions, OptionFields
 from phi_edge.generation.sampling import Sampler
 from phi_edge.image.crops import ImageCrops, preprocess
 from phi_edge.image.files import ImageSource, to_image
-from phi_edge.planning.budget import MemoryBudget
-from phi_edge.planning.speed import Calibration, load_calibration, most_crops
+from phi_edge.planning.memory import MemoryBudget
+from phi_edge.planning.speed import SpeedProfile, load_profile, most_crops
 from phi_edge.text.detokenizer import Detokenizer
 from phi_edge.text.prompt import (
     Prompt,
@@ -33,11 +33,6 @@ from phi_edge.text.prompt import (
     plain_text,
     until_images_are_known,
 )
-
-if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
-
-    from phi_edge.generation.options import OptionFields
 
 
 class Model:
@@ -77,13 +72,18 @@ class Model:
         self._runs.close()
 
     @cached_property
-    def calibration(self) -> Calibration:
+    def speed_profile(self) -> SpeedProfile:
         """How fast the package runs on this machine.
 
         Raises:
             CalibrationError: This was not measured yet.
         """
-        return load_calibration(self.manifest, self._provider, self._num_threads)
+        return load_profile(self.manifest, self._provider, self._num_threads)
+
+    @property
+    def calibration(self) -> SpeedProfile:
+        """The speed profile, by its older name."""
+        return self.speed_profile
 
     def fit_crops(
         self,
@@ -93,7 +93,7 @@ class Model:
         text: str = "",
         num_crops: Sequence[int | None] | None = None,
     ) -> int:
-        """The most crops an image with which the predicted first token comes in time.
+        """Find the most crops an image with which the predicted first token comes in time.
 
         What is cached is not counted, so that the turns of a conversation get the same crops.
 
@@ -113,7 +113,7 @@ class Model:
         default = self.manifest.model.num_crops
         own = [most or default for most in num_crops or [None] * len(images)]
         num_text_tokens = len(self.tokenizer.encode(until_images_are_known(text)).ids)
-        return most_crops(self.calibration, images, own, num_text_tokens, max_ttft_ms)
+        return most_crops(self.speed_profile, images, own, num_text_tokens, max_ttft_ms)
 
     def preprocess(self, image: Image.Image, num_crops: int | None = None) -> ImageCrops:
         """Cut an image into crops of normalised pixels.
@@ -135,7 +135,7 @@ class Model:
         )
 
     def encode_image(self, crops: ImageCrops, cancel: threading.Event | None = None) -> Features:
-        """Image features, float32 [num_tokens, hidden_size], which cannot be written to.
+        """Encode an image: float32 [num_tokens, hidden_size], which cannot be written to.
 
         Those of the images that came last are kept, and given again for the same pixels.
 
@@ -263,7 +263,9 @@ class Model:
         model = self.manifest.model
         if any(not 0 <= token_id < model.vocab_size for token_id in options.logit_bias or ()):
             raise ValueError(f"logit_bias: token ids are 0 to {model.vocab_size - 1}")
-        constraint = self._constrain(options)
+        constraint = options.constraint
+        if options.json_schema is not None:
+            constraint = self._grammar.constrain(options.json_schema)
         # The last token is chosen, and never appended.
         max_tokens = self._budget.max_length(prompt, None) - prompt.num_tokens + 1
         if options.max_tokens is not None:
@@ -284,11 +286,6 @@ class Model:
             )
             for index in range(options.n)
         ]
-
-    def _constrain(self, options: GenerationOptions) -> Constraint | None:
-        if options.json_schema is not None:
-            return self._grammar.constrain(options.json_schema)
-        return options.constraint
 
     @cached_property
     def _grammar(self) -> JsonGrammar:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import base64
 import json
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from typing_extensions import Self
 
 from phi_edge.image.files import ImageSource, to_file
 from phi_edge.json_view import Field, JsonView, each, member_of, read_time
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = [
     "AssistantMessage",

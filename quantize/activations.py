@@ -41,7 +41,7 @@ def round_activations(rows: Floats, block_size: int) -> Floats:
 def find_input_scales(
     weight: Floats, rows: Floats, quantized_products: Sequence[Product]
 ) -> Floats | None:
-    """Scales that move a layer's outlying inputs into its weights.
+    """Find scales that move a layer's outlying inputs into its weights.
 
     `weight * scales` times `rows / scales` is the same product, and the one that quantization
     harms least is looked for among powers of the inputs' sizes: J. Lin et al., "AWQ:
@@ -50,7 +50,7 @@ def find_input_scales(
     also is the search of G. Xiao et al., "SmoothQuant", https://arxiv.org/abs/2211.10438.
 
     Args:
-        weight: float32 [out_features, in_features]; some rows of the matrix are enough.
+        weight: float32 [out_features, in_features]; some of the outputs are enough.
         rows: float32 [num_rows, in_features], inputs that the layer was seen to get.
         quantized_products: Each gives `rows @ weight.T` as one of the kernels would that the layer
             is run by; their squared errors count alike.
@@ -77,7 +77,7 @@ def find_input_scales(
 
 
 def relative_error(found: Floats, exact: Floats) -> float:
-    """Root of the squared error of a layer's outputs, as a part of the outputs' own size."""
+    """Compute the root of the squared error of outputs, as a part of the outputs' own size."""
     size = float(np.sum(exact.astype(np.float64) ** 2))
     return float(np.sqrt(_squared_error(found, exact) / size)) if size else 0.0
 

@@ -1,9 +1,9 @@
 """Blockwise weight quantization, in the layout of ONNX Runtime's `MatMulNBits`.
 
-A weight matrix [out_features, in_features] is cut along its rows into blocks of `block_size`
-inputs. Each block has one scale and one zero point: `w = (q - zero_point) * scale`, with `q` an
-unsigned integer of `bits` bits. Two 4-bit values share a byte, the earlier one in the low half.
-The same bytes serve `GatherBlockQuantized`, which looks rows up instead of multiplying.
+The weights of each output of a matrix [out_features, in_features] are cut into blocks of
+`block_size` inputs. Each block has one scale and one zero point: `w = (q - zero_point) * scale`,
+with `q` an unsigned integer of `bits` bits. Two 4-bit values share a byte, the earlier one in the
+low half. The same bytes serve `GatherBlockQuantized`, which looks them up instead.
 
 Layout: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 (`com.microsoft.MatMulNBits`, `com.microsoft.GatherBlockQuantized`).
@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +27,11 @@ from .grid import Floats, Grids
 # Accuracy levels of `MatMulNBits`: activations rounded to 8 bits, which is fast, or in float32.
 ROUNDED, EXACT = 4, 1
 
-# Rows are quantized in groups of about this many weights, so that the temporaries of a group are
+# Outputs are quantized in groups of about this many weights: the temporaries of such a group are
 # small and stay in the processor's cache.
 _GROUP_WEIGHTS = 2**18
-_COMPENSATED_ROWS = 1024
+# Outputs of a group where errors are compensated.
+_COMPENSATED_OUTPUTS = 1024
 
 
 class QuantizedBlocks(NamedTuple):
@@ -60,8 +61,7 @@ class BlockQuantizer:
         scale_dtype: Type that the graph stores scales in. They are rounded to it before the
             values are, so that the values make up for the rounding.
         method: How the values are chosen. "nearest": a block's grid spans its weights, and each
-            goes to the nearest value. Else the best of several grids; see `Grids`.
-        is_calibrated: Whether it wants to know the layer's inputs; see `CalibratedQuantizer`.
+            goes to the nearest value. Else the best of several grids.
     """
 
     bits: Literal[4, 8]
@@ -70,7 +70,6 @@ class BlockQuantizer:
     accuracy_level: int = 0
     scale_dtype: str = "float32"
     method: str = "nearest"
-    is_calibrated: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
@@ -79,7 +78,7 @@ class BlockQuantizer:
             raise ValueError(f"block_size must be a power of two >= 16, not {self.block_size}")
 
     def num_blocks(self, in_features: int) -> int:
-        """Blocks in a row of this many weights; the last may be partly padding."""
+        """Count the blocks of this many inputs; the last may be partly padding."""
         return -(-in_features // self.block_size)
 
     def quantize(
@@ -91,7 +90,7 @@ class BlockQuantizer:
             weight: The matrix.
             moments: float32 [in_features, in_features], the sum of `outer(x, x)` over inputs `x`
                 that the layer was seen to get. With it, later weights make up for the errors of
-                earlier ones; see `quantize.gptq`.
+                earlier ones.
 
         Raises:
             ValueError: Weights are not finite, or too large for the type of the scales.
@@ -104,37 +103,37 @@ class BlockQuantizer:
         scales = np.empty((out_features, num_blocks), np.float32)
         zero_points = np.empty((out_features, num_blocks), np.uint8)
 
-        def quantize_rows(rows: slice) -> None:
+        def quantize_group(group: slice) -> None:
             if factor is None:
                 blocks = np.zeros(
-                    (rows.stop - rows.start, num_blocks * self.block_size), np.float32
+                    (group.stop - group.start, num_blocks * self.block_size), np.float32
                 )
-                blocks[:, :in_features] = weight[rows]
+                blocks[:, :in_features] = weight[group]
                 blocks = blocks.reshape(-1, num_blocks, self.block_size)
-                scales[rows], zeros = grids.choose(blocks)
-                values = grids.round(blocks, scales[rows], zeros).astype(np.uint8)
+                scales[group], zeros = grids.choose(blocks)
+                values = grids.round(blocks, scales[group], zeros).astype(np.uint8)
             else:
-                values, scales[rows], zeros = compensate(
-                    weight[rows].astype(np.float32), self.block_size, grids, factor
+                values, scales[group], zeros = compensate(
+                    weight[group].astype(np.float32), self.block_size, grids, factor
                 )
-            zero_points[rows] = zeros
-            packed[rows] = _pack(values, self.bits)
+            zero_points[group] = zeros
+            packed[group] = _pack(values, self.bits)
 
         # Compensation goes through the columns one by one, so it takes larger groups.
-        step = max(1, _GROUP_WEIGHTS // in_features) if factor is None else _COMPENSATED_ROWS
+        step = max(1, _GROUP_WEIGHTS // in_features) if factor is None else _COMPENSATED_OUTPUTS
         groups = [
             slice(start, min(start + step, out_features)) for start in range(0, out_features, step)
         ]
         # NumPy lets go of the interpreter lock inside its loops, so threads share the work; the
         # threads of its matrix products would only get into their way.
         with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(quantize_rows, groups))
+            list(pool.map(quantize_group, groups))
         return QuantizedBlocks(
             packed, scales, None if self.symmetric else _pack(zero_points, self.bits)
         )
 
     def product(self, weight: Floats, rows: Floats) -> Floats:
-        """`rows @ weight.T` [num_rows, out_features] as the kernel gives it, in float32."""
+        """Compute `rows @ weight.T` [num_rows, out_features] as the kernel does, in float32."""
         quantized = dequantize(self.quantize(weight), self.bits, weight.shape[1])
         if self.accuracy_level == ROUNDED:
             rows = round_activations(rows, self.block_size)
@@ -142,12 +141,12 @@ class BlockQuantizer:
         return product
 
     def error(self, weight: Floats, rows: Floats) -> float:
-        """Root of the squared error of the outputs for some inputs, as a part of their size."""
+        """Compute the root of the squared error of the outputs, as a part of their size."""
         return relative_error(self.product(weight, rows), rows @ weight.T)
 
 
 def dequantize(blocks: QuantizedBlocks, bits: int, in_features: int) -> npt.NDArray[np.float32]:
-    """The float32 matrix [out_features, in_features] that the quantized blocks stand for."""
+    """Return the float32 matrix [out_features, in_features] that quantized blocks stand for."""
     out_features, num_blocks, _ = blocks.packed.shape
     values = _unpack(blocks.packed, bits).astype(np.float32)
     if blocks.zero_points is None:

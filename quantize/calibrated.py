@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from .grid import Floats
 # How much faster kernels may add to the error that the weights' rounding to blocks makes: half of
 # the squared error, which is less than a quarter of the error itself.
 _BUDGET = 0.5
-# Rows of a matrix that scales are tried on.
+# Outputs of a layer that scales are tried on.
 _NUM_TRIED = 512
 
 
@@ -28,7 +28,7 @@ class CalibratedBlocks(NamedTuple):
         accuracy_level: The kernel's.
         error: Root of the squared error with exact activations, as a part of the outputs' size.
         rounded_error: The same with activations rounded to 8 bits.
-        channels: The weights for prefill, where these are kept apart and good enough.
+        channels: The weights for the prefill graph, where there is one and they are good enough.
         prefill_error: The same error of such weights; None where none were asked for.
     """
 
@@ -47,12 +47,10 @@ class CalibratedQuantizer(BlockQuantizer):
     Attributes:
         decides_level: Round activations to 8 bits (`accuracy_level` 4) only where that is within
             the budget.
-        is_calibrated: True.
     """
 
     method: str = "gptq"
     decides_level: bool = False
-    is_calibrated: ClassVar[bool] = True
 
     def calibrate(
         self,
@@ -61,16 +59,16 @@ class CalibratedQuantizer(BlockQuantizer):
         rows: Floats,
         prefill: ChannelQuantizer | None = None,
     ) -> CalibratedBlocks:
-        """Quantize a layer, and decide on its accuracy level and on its weights for prefill.
+        """Quantize a layer; decide on its accuracy level and its weights in the prefill graph.
 
         Args:
             weight: float32 [out_features, in_features].
-            moments: float32 [in_features, in_features]; see `BlockQuantizer.quantize`.
+            moments: float32 [in_features, in_features], as `quantize` takes them.
             rows: float32 [num_rows, in_features], some of the layer's inputs.
-            prefill: What quantizes weights for prefill, where these are kept apart.
+            prefill: What quantizes weights for the prefill graph, where there is one.
 
         Raises:
-            ValueError: As `BlockQuantizer.quantize`.
+            ValueError: Weights are not finite, or too large for the type of the scales.
         """
         blocks = self.quantize(weight, moments)
         quantized = dequantize(blocks, self.bits, weight.shape[1])
@@ -90,12 +88,12 @@ class CalibratedQuantizer(BlockQuantizer):
     def input_scales(
         self, weight: Floats, rows: Floats, prefill: ChannelQuantizer | None = None
     ) -> Floats | None:
-        """Scales that make the layer easier to quantize; see `find_input_scales`.
+        """Find what to multiply the inputs' weights by so that the layer is easier to quantize.
 
         Args:
             weight: float32 [out_features, in_features].
             rows: float32 [num_rows, in_features], some of the layer's inputs.
-            prefill: As in `calibrate`.
+            prefill: As `calibrate` takes it.
         """
         # Error compensation would take too long to be tried, and helps all scales alike.
         search = BlockQuantizer(

@@ -18,7 +18,7 @@ Kernel: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,7 @@ class QuantizedChannels(NamedTuple):
     scales: Floats
 
     def dequantize(self) -> Floats:
-        """The float32 matrix that this stands for."""
+        """Return the float32 matrix that this stands for."""
         return self.values * self.scales[:, None]
 
 
@@ -52,11 +52,9 @@ class ChannelQuantizer:
 
     Attributes:
         bits: Of the integers.
-        is_calibrated: Whether it wants to know the layer's inputs: no.
     """
 
     bits: Literal[7] = 7
-    is_calibrated: ClassVar[bool] = False
 
     def quantize_channels(self, weight: npt.NDArray[np.generic]) -> QuantizedChannels:
         """Quantize a matrix of any float dtype [out_features, in_features].
@@ -73,12 +71,12 @@ class ChannelQuantizer:
         return QuantizedChannels(values.astype(np.int8), scales)
 
     def product(self, weight: Floats, rows: Floats) -> Floats:
-        """`rows @ weight.T` [num_rows, out_features] as the kernel gives it, in float32."""
+        """Compute `rows @ weight.T` [num_rows, out_features] as the kernel does, in float32."""
         product: Floats = round_rows(rows) @ self.quantize_channels(weight).dequantize().T
         return product
 
     def error(self, weight: Floats, rows: Floats) -> float:
-        """Root of the squared error of the outputs for some inputs, as a part of their size."""
+        """Compute the root of the squared error of the outputs, as a part of their size."""
         return relative_error(self.product(weight, rows), rows @ weight.T)
 
 

@@ -22,7 +22,7 @@ _SMALL_TRIANGLE = 256
 
 
 def error_factor(moments: Floats) -> Floats:
-    """How a column's error is shared out.
+    """Compute how a column's error is shared out.
 
     Args:
         moments: float32 [in_features, in_features], the sum of `outer(x, x)` over the inputs.
@@ -57,23 +57,24 @@ def _invert_lower(triangle: npt.NDArray[np.float64]) -> None:
 def compensate(
     weight: Floats, block_size: int, grids: Grids, factor: Floats
 ) -> tuple[npt.NDArray[np.uint8], Floats, Floats]:
-    """Quantize some rows of a matrix.
+    """Quantize the weights of some outputs.
 
     Args:
-        weight: float32 [rows, in_features].
+        weight: float32 [out_features, in_features].
         block_size: Columns that share a grid.
         grids: How to choose it; for each block when its turn comes, with what earlier columns
             have left to it.
         factor: From `error_factor`.
 
     Returns:
-        Integers [rows, num_blocks, block_size], scales and zero points [rows, num_blocks].
+        Integers [out_features, num_blocks, block_size], scales and zero points [out_features,
+        num_blocks].
     """
-    rows, in_features = weight.shape
+    out_features, in_features = weight.shape
     num_blocks = -(-in_features // block_size)
     # A block that is not full ends in weights of zero.
-    values = np.zeros((num_blocks * block_size, rows), np.uint8)
-    scales, zero_points = (np.empty((rows, num_blocks), np.float32) for _ in range(2))
+    values = np.zeros((num_blocks * block_size, out_features), np.uint8)
+    scales, zero_points = (np.empty((out_features, num_blocks), np.float32) for _ in range(2))
     # A column is worked on at once, so its numbers have to lie side by side.
     columns = np.ascontiguousarray(weight.T)
     for number in range(num_blocks):
@@ -82,7 +83,7 @@ def compensate(
         scales[:, number], zero_points[:, number] = scale, zero_point
         for start in range(first, last, _NUM_COLUMNS):
             stop = min(start + _NUM_COLUMNS, last)
-            errors = np.empty((stop - start, rows), np.float32)
+            errors = np.empty((stop - start, out_features), np.float32)
             for at in range(start, stop):
                 rounded = grids.round(columns[at, :, None], scale, zero_point)[:, 0]
                 values[at] = rounded
@@ -91,4 +92,4 @@ def compensate(
                 columns[at + 1 : stop] -= factor[at, at + 1 : stop, None] * error
             columns[stop:] -= factor[start:stop, stop:].T @ errors
         values[last : (number + 1) * block_size] = zero_point.astype(np.uint8)
-    return values.T.reshape(rows, num_blocks, block_size), scales, zero_points
+    return values.T.reshape(out_features, num_blocks, block_size), scales, zero_points

@@ -41,7 +41,7 @@ class Grids:
         return (1 << self.bits) - 1
 
     def choose(self, blocks: Floats) -> tuple[Floats, Floats]:
-        """Scales and zero points, float32 [...], for blocks [..., block_size].
+        """Choose scales and zero points, float32 [...], for blocks [..., block_size].
 
         Raises:
             ValueError: Weights are not finite, or too large for the type of the scales.
@@ -68,14 +68,14 @@ class Grids:
         return scales, zero_points
 
     def round(self, blocks: Floats, scales: Floats, zero_points: Floats) -> Floats:
-        """The integers of blocks [..., block_size], as float32."""
+        """Round blocks [..., block_size] to integers, as float32."""
         values = blocks / scales[..., None]
         np.rint(values, out=values)
         values += zero_points[..., None]
         return np.clip(values, 0, self.top, out=values)
 
     def _spanning(self, low: Floats, high: Floats) -> tuple[Floats, Floats]:
-        """The grids from `low` to `high`."""
+        """Make the grids from `low` to `high`."""
         middle = 2 ** (self.bits - 1)
         if self.symmetric:
             scales = self._as_stored(np.maximum(-low, high) / np.float32(middle - 1))
@@ -84,7 +84,7 @@ class Grids:
         return scales, np.rint(-low / scales)
 
     def _fit(self, blocks: Floats, scales: Floats, zero_points: Floats) -> tuple[Floats, Floats]:
-        """The scales that fit best to the integers of these grids, and the squared errors."""
+        """Fit the scales to the integers of these grids; give the squared errors too."""
         values = self.round(blocks, scales, zero_points)
         values -= zero_points[..., None]
         squares = np.einsum("...i,...i", values, values)
@@ -97,7 +97,7 @@ class Grids:
         return fitted, error
 
     def _as_stored(self, scales: Floats) -> Floats:
-        """Scales as the graph will hold them; 1 for a block of zeros."""
+        """Round scales to what the graph can hold; 1 for a block of zeros."""
         stored = scales.astype(self.scale_dtype).astype(np.float32)
         stored[stored == 0] = 1
         return stored

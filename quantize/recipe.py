@@ -2,7 +2,7 @@
 
 The weights fall into groups by what the runtime does with them:
 
-- `embedding`: rows are looked up, one a token;
+- `embedding`: looked up, one vector for each token;
 - `decoder`: the four projections of each layer, read whole for every token;
 - `lm_head`: read whole for every token, and decides between near-equal tokens;
 - `vision`: linear layers of the CLIP tower and the projector, run once for each image.
@@ -52,8 +52,8 @@ class Recipe:
         cache_dtype: "float" for a key/value cache in `float_dtype`, or "int8".
         vision: Quantizers of the vision group, the fastest first, among which calibration chooses
             for each layer. Empty where there is no choice.
-        prefill: Quantizer of a second copy of the decoder's layers, which prompts run on; None to
-            run them on the first.
+        prefill: Quantizer of the decoder's layers in the prefill graph, a second copy that prompts
+            run on; None where there is no such graph.
     """
 
     precision: str
@@ -68,11 +68,11 @@ class Recipe:
     def is_calibrated(self) -> bool:
         """Whether the export has to run the checkpoint on samples."""
         return self.cache_dtype == "int8" or any(
-            quantizer.is_calibrated for quantizer in self.quantizers.values()
+            isinstance(quantizer, CalibratedQuantizer) for quantizer in self.quantizers.values()
         )
 
     def quantizer(self, group: str, name: str) -> Quantizer | None:
-        """How a layer is quantized; None for floating point.
+        """Return how a layer is quantized; None for floating point.
 
         Args:
             group: One of `GROUPS`.
@@ -84,7 +84,7 @@ class Recipe:
         return self.quantizers.get(group)
 
     def vision_errors(self, weight: npt.NDArray[np.generic], rows: Floats) -> list[float]:
-        """What each of `vision` would do to the outputs of a layer, as a part of their size.
+        """Measure what each of `vision` does to the outputs of a layer, as a part of their size.
 
         Args:
             weight: [out_features, in_features], of any float dtype.
@@ -94,7 +94,7 @@ class Recipe:
         return [quantizer.error(exact, rows) for quantizer in self.vision]
 
     def for_vision(self, errors: Mapping[str, Sequence[float]]) -> Recipe:
-        """The recipe with the fastest quantizers whose errors are small enough.
+        """Choose the fastest quantizers whose errors are small enough.
 
         Args:
             errors: Official name of a layer of the vision group -> what `vision_errors` gave. Where
@@ -109,11 +109,11 @@ class Recipe:
         return dataclasses.replace(self, exceptions={**self.exceptions, **chosen})
 
     def for_prefill(self, kept: Collection[str] = ()) -> Recipe | None:
-        """The recipe of the graph that prompts run on; None where they run on the decoder.
+        """Make the recipe of the prefill graph; None where prompts run on the decoder.
 
         Args:
-            kept: Official names of the layers whose weights for prefill are not good enough. They
-                are quantized as the decoder's are.
+            kept: Official names of the layers that the wanted quantizer would harm. They are
+                quantized as the decoder's are.
         """
         if self.prefill is None:
             return None
@@ -127,8 +127,8 @@ class Recipe:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The recipe as it is written into the manifest."""
-        # JSON has lists, where this has a tuple.
+        """Return the recipe as it is written into the manifest."""
+        # A list, as JSON has it, where this has a tuple.
         return {**dataclasses.asdict(self), "vision": [*map(dataclasses.asdict, self.vision)]}
 
 
@@ -143,7 +143,7 @@ def make_recipe(
     cache_dtype: CacheDtype = "float",
     prefill_dtype: PrefillDtype = "int4",
 ) -> Recipe:
-    """The recipe for a precision on an execution provider.
+    """Make the recipe for a precision on an execution provider.
 
     Args:
         precision: "fp32", "fp16" or "int4"; the next arguments are about int4 alone.
@@ -203,7 +203,7 @@ def make_recipe(
         # The vision tower and the embedding stay in floating point.
         return Recipe(precision, float_dtype, {"decoder": int4, "lm_head": int4}, exceptions)
     int8 = BlockQuantizer(8, 128, symmetric=True, accuracy_level=ROUNDED)
-    # A row that is looked up cannot end in padding, so its blocks have to fit every width.
+    # What is looked up cannot end in padding, so its blocks have to fit every width.
     lookup = BlockQuantizer(8, 32, symmetric=True)
     quantizers = {"embedding": lookup, "decoder": int4, "lm_head": int4, "vision": int8}
     vision = (ChannelQuantizer(), int8) if method == "gptq" else ()

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import settings
 from PIL import Image
+from tokenizers import Tokenizer
 
 import phi_edge
 from benchmarks.synthetic_checkpoint import write_tokenizer
@@ -28,6 +29,9 @@ from phi_edge.api.service import ChatService
 from phi_edge.engine.ort import OrtEngine
 from phi_edge.image.files import open_image
 from quantize import make_recipe
+
+from .helpers.engines import WatchedEngine
+from .helpers.requests import body
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared"
@@ -83,12 +87,27 @@ def compact_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def checkpoint(compact_checkpoint: Path) -> Checkpoint:
+    return Checkpoint(compact_checkpoint)
+
+
+@pytest.fixture
 def checkpoint_copy(compact_checkpoint: Path, tmp_path: Path) -> Path:
     """A copy of the checkpoint that a test may damage."""
     return Path(shutil.copytree(compact_checkpoint, tmp_path / "checkpoint"))
 
 
 Exporter = Callable[..., Path]
+
+
+@pytest.fixture(scope="module", params=["tiny", "phi3"])
+def tokenizer(request: pytest.FixtureRequest, model: phi_edge.Model) -> Tokenizer:
+    """That of the compact checkpoint, and the real one."""
+    if request.param == "tiny":
+        return model.tokenizer
+    if not REFERENCE_FILES.is_dir():
+        pytest.skip("the real tokenizer is not at ../shared")
+    return Tokenizer.from_file(str(REFERENCE_FILES / "tokenizer.json"))
 
 
 @pytest.fixture(scope="session")
@@ -125,13 +144,13 @@ def engine(compact_fp32: Path, model: phi_edge.Model) -> OrtEngine:
 
 
 @pytest.fixture
-def own_engine(compact_fp32: Path, model: phi_edge.Model) -> OrtEngine:
-    """Another, in which a test may replace what it likes."""
-    return OrtEngine(compact_fp32, model.manifest, "cpu")
+def own_engine(compact_fp32: Path, model: phi_edge.Model) -> WatchedEngine:
+    """Another, which counts its work, and in which a test may replace what it likes."""
+    return WatchedEngine(compact_fp32, model.manifest, "cpu")
 
 
 @pytest.fixture
-def fresh(own_engine: OrtEngine, model: phi_edge.Model) -> Iterator[phi_edge.Model]:
+def fresh(own_engine: WatchedEngine, model: phi_edge.Model) -> Iterator[phi_edge.Model]:
     """A model with nothing cached, on an engine that a test may change."""
     with phi_edge.Model(model.manifest, model.tokenizer, own_engine) as fresh:
         yield fresh
@@ -150,6 +169,13 @@ def count_cached(
 @pytest.fixture(scope="session")
 def service(model: phi_edge.Model) -> ChatService:
     return ChatService(model)
+
+
+@pytest.fixture(scope="session")
+def long(service: ChatService) -> dict[str, Any]:
+    """A request that still runs when the test looks: it says "k" again and again."""
+    letter = str(service.model.tokenizer.token_to_id("k"))
+    return body(max_tokens=50_000, stream=True, logit_bias={letter: 100})
 
 
 @pytest.fixture

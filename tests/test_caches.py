@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import phi_edge
+from phi_edge import Prompt
 from phi_edge.cache.memory import FeatureCache, PrefixCache, count_common_tokens
 from phi_edge.engine.ort import OrtEngine
 from phi_edge.image.crops import ImageCrops
 from phi_edge.text.prompt import chat_text
 
 from .conftest import GoldenSet, count_cached
+from .helpers.engines import WatchedEngine
+from .helpers.sequences import greedy_tokens, start
 
 ONE_IMAGE = "<|image_1|>\n"
 
@@ -34,10 +36,6 @@ def crops(value: float, num_tokens_wide: int = 1) -> ImageCrops:
     return ImageCrops(pixels, (336, 336 * num_tokens_wide))
 
 
-def ask(model: phi_edge.Model, prompt: phi_edge.Prompt) -> list[int]:
-    return [event.token_id for event in model.generate(prompt, max_tokens=6)]
-
-
 def test_a_second_question_about_an_image_prefills_only_itself(
     caching: phi_edge.Model, engine: OrtEngine, compact: GoldenSet, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -47,11 +45,11 @@ def test_a_second_question_about_an_image_prefills_only_itself(
         caching.encode_prompt(chat_text([("user", ONE_IMAGE + question)]), [image])
         for question in questions
     ]
-    ask(caching, prompts[0])
+    greedy_tokens(caching, prompts[0])
     assert count_cached(caching, prompts[1], caplog) > prompts[1].num_tokens - 40
     run = caching.start(prompts[1])
     features = engine.encode_image(prompts[1].images[0])
-    fresh = engine.start(prompts[1].input_ids, features)
+    fresh = start(engine, prompts[1].input_ids, features)
     np.testing.assert_array_equal(run.input_ids, fresh.input_ids)
     np.testing.assert_allclose(run.logits, fresh.logits, rtol=0, atol=2e-5)
 
@@ -61,18 +59,18 @@ def test_the_next_turn_of_a_conversation(
 ) -> None:
     turns = [("user", "What is the sea? " * 20)]
     first = caching.encode_prompt(chat_text(turns))
-    ask(caching, first)
+    greedy_tokens(caching, first)
     longer = [*turns, ("assistant", "Water."), ("user", "Why?")]
     second = caching.encode_prompt(chat_text(longer))
     assert count_cached(caching, second, caplog) > 150
-    assert ask(caching, second) == ask(fresh, second)
+    assert greedy_tokens(caching, second) == greedy_tokens(fresh, second)
 
 
 def test_the_same_prompt_again(caching: phi_edge.Model, caplog: pytest.LogCaptureFixture) -> None:
     prompt = caching.encode_prompt(chat_text([("user", "What is the sea?")]))
-    first = ask(caching, prompt)
+    first = greedy_tokens(caching, prompt)
     assert count_cached(caching, prompt, caplog) == prompt.num_tokens
-    assert ask(caching, prompt) == first
+    assert greedy_tokens(caching, prompt) == first
     one, other = caching.start(prompt), caching.start(prompt)
     np.testing.assert_allclose(one.logits, other.logits, rtol=0, atol=2e-5)
 
@@ -80,10 +78,10 @@ def test_the_same_prompt_again(caching: phi_edge.Model, caplog: pytest.LogCaptur
 def test_a_run_has_one_user_at_a_time(caching: phi_edge.Model) -> None:
     """A stream that is still read is not disturbed by the same question."""
     prompt = caching.encode_prompt(chat_text([("user", "What is the sea?")]))
-    expected = ask(caching, prompt)
-    events = caching.generate(prompt, max_tokens=6)
+    expected = greedy_tokens(caching, prompt)
+    events = caching.generate(prompt, max_tokens=8)
     tokens = [next(events).token_id]
-    assert ask(caching, prompt) == expected
+    assert greedy_tokens(caching, prompt) == expected
     tokens += [event.token_id for event in events]
     assert tokens == expected
 
@@ -94,7 +92,7 @@ def test_across_the_change_of_rope_factors(caching: phi_edge.Model, engine: OrtE
     long = caching.encode_prompt(chat_text([("user", "sea " * 1400)]))
     assert short.num_tokens < 4096 < long.num_tokens
     for prompt in (short, long, short):
-        fresh = engine.start(prompt.input_ids, np.empty((0, 64), np.float32))
+        fresh = start(engine, prompt.input_ids, np.empty((0, 64), np.float32))
         with caching.start(prompt) as run:
             np.testing.assert_allclose(run.logits, fresh.logits, rtol=0, atol=2e-5)
 
@@ -106,7 +104,7 @@ def test_two_conversations_are_kept(
         caching.encode_prompt(chat_text([("user", text * 30)])) for text in ("sea ", "land ")
     ]
     for prompt in prompts:
-        ask(caching, prompt)
+        greedy_tokens(caching, prompt)
     for prompt in prompts:
         assert count_cached(caching, prompt, caplog) == prompt.num_tokens
 
@@ -116,7 +114,7 @@ def test_a_long_conversation_is_not_given_up_for_a_short_one(
 ) -> None:
     system = ("system", "Be brief.")
     long = caching.encode_prompt(chat_text([system, ("user", "sea " * 100)]))
-    ask(caching, long)
+    greedy_tokens(caching, long)
     short = caching.encode_prompt(chat_text([system, ("user", "land")]))
     assert count_cached(caching, short, caplog) == 0
     assert count_cached(caching, long, caplog) == long.num_tokens
@@ -181,7 +179,9 @@ def test_digests_that_begin_alike_are_not_the_same() -> None:
     cache.put(one, np.zeros((10, 8), np.float32))
     assert cache.get(other) is None
     ids = np.full(one.num_tokens, -1)
-    assert count_common_tokens(ids, [one], ids, [other]) == 0
+    prompts = (Prompt(ids, (image,)) for image in (one, other))
+    keys = [prompt.image_keys for prompt in prompts]
+    assert count_common_tokens(ids, keys[0], ids, keys[1]) == 0
 
 
 # What a user asks after another has asked: (images, turns) of both.
@@ -243,9 +243,9 @@ def test_what_one_user_asked_does_not_answer_another(
         model.encode_prompt(chat_text(turns), images, num_crops=4) for images, turns in make(model)
     )
     features = [np.empty((0, 64), np.float32), *map(engine.encode_image, second.images)]
-    fresh = engine.start(second.input_ids, np.concatenate(features))
+    fresh = start(engine, second.input_ids, np.concatenate(features))
     with phi_edge.load_model(compact_fp32, disk_cache=tmp_path) as asked:
-        ask(asked, first)
+        greedy_tokens(asked, first)
         from_memory = asked.start(second)
         with phi_edge.load_model(compact_fp32, disk_cache=tmp_path) as other:
             from_disk = other.start(second)
@@ -257,15 +257,16 @@ def test_common_tokens() -> None:
     red, blue = crops(0.1), crops(0.2)
     size = red.num_tokens
 
-    def prompt(*parts: int | ImageCrops) -> tuple[np.ndarray, tuple[ImageCrops, ...]]:
+    def prompt(*parts: int | ImageCrops) -> Prompt:
         images = [part for part in parts if isinstance(part, ImageCrops)]
         ids: list[int] = []
         for part in parts:
             ids += [part] if isinstance(part, int) else [-1 - images.index(part)] * size
-        return np.array(ids, np.int64), tuple(images)
+        return Prompt(np.array(ids, np.int64), tuple(images))
 
     def common(first: tuple[int | ImageCrops, ...], second: tuple[int | ImageCrops, ...]) -> int:
-        return count_common_tokens(*prompt(*first), *prompt(*second))
+        one, other = prompt(*first), prompt(*second)
+        return count_common_tokens(one.input_ids, one.image_keys, other.input_ids, other.image_keys)
 
     assert common((1, 2, 3), (1, 2, 4, 5)) == 2
     assert common((1, 2), (1, 2, 4)) == 2
@@ -278,16 +279,11 @@ def test_common_tokens() -> None:
 
 
 def test_an_image_is_not_encoded_again(
-    fresh: phi_edge.Model,
-    own_engine: OrtEngine,
-    compact: GoldenSet,
-    monkeypatch: pytest.MonkeyPatch,
+    fresh: phi_edge.Model, own_engine: WatchedEngine, compact: GoldenSet
 ) -> None:
-    encode = Mock(wraps=own_engine.encode_image)
-    monkeypatch.setattr(own_engine, "encode_image", encode)
     for name in ("wide_90x60", "wide_90x60", "tall_50x170", "wide_90x60"):
         prompt = fresh.encode_prompt(
             chat_text([("user", ONE_IMAGE + "?")]), [compact.image(name)], num_crops=1
         )
-        ask(fresh, prompt)
-    assert encode.call_count == 2
+        greedy_tokens(fresh, prompt)
+    assert own_engine.num_encoded == 2

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +23,9 @@ from phi_edge.package import read_manifest
 from phi_edge.text.prompt import Prompt
 from quantize import BlockQuantizer, Method, dequantize, make_recipe
 
-from .conftest import GOLDEN
-from .test_checkpoint import edit_weights
+from .helpers.packages import IMAGE, SAMPLES, edit_weights
 
 GPTQ = make_recipe("int4", "cpu")
-IMAGE = GOLDEN / "images" / "rgba_64x64.png"
-SAMPLES = [Sample("Hello there", "Good morning."), Sample("What is it?", "A dot.", (IMAGE,))]
-
-
-@pytest.fixture
-def checkpoint(compact_checkpoint: Path) -> Checkpoint:
-    return Checkpoint(compact_checkpoint)
 
 
 @pytest.fixture
@@ -194,8 +189,52 @@ def test_other_samples_are_another_job(tmp_path: Path) -> None:
     Journal(folder, {"samples": 1}).store("weight", {"packed": np.arange(3)})
     kept = Journal(folder, {"samples": 1}).load("weight")
     assert kept is not None
-    assert kept["packed"].tolist() == [0, 1, 2]
+    assert kept.arrays["packed"].tolist() == [0, 1, 2]
     assert Journal(folder, {"samples": 2}).load("weight") is None
+
+
+def test_a_record_has_arrays_and_facts(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal", {})
+    facts = {"linears": {"lm_head": {"error": 0.1, "prefill_error": None, "has_channels": False}}}
+    journal.store("layer", {"model.norm.weight": np.arange(3, dtype=np.float32)}, facts)
+    found = journal.load("layer")
+    assert found is not None
+    assert found.facts == facts
+    assert {name: array.tolist() for name, array in found.arrays.items()} == {
+        "model.norm.weight": [0, 1, 2]
+    }
+
+
+def test_a_journal_in_another_layout_is_cleared(tmp_path: Path) -> None:
+    """As earlier releases left it: the job alone was its key, and facts were arrays."""
+    folder, job = tmp_path / "journal", {"samples": 1}
+    folder.mkdir()
+    (folder / "journal.json").write_text(json.dumps(job, sort_keys=True), encoding="utf-8")
+    facts: dict[str, Any] = {"linear:lm_head": np.zeros(5)}
+    np.savez(folder / "lm_head.facts.npz", **facts)
+    assert Journal(folder, job).load("lm_head.facts") is None
+    assert [file.name for file in folder.iterdir()] == ["journal.json"]
+
+
+@pytest.mark.parametrize(
+    ("owner", "step"), [(np, "savez"), (ZipFile, "writestr"), (Path, "replace")]
+)
+def test_a_record_is_whole_or_what_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, step: str
+) -> None:
+    journal = Journal(tmp_path / "journal", {})
+    journal.store("layer", {"array": np.zeros(2)}, {"number": 1})
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            journal.store("layer", {"array": np.ones(2)}, {"number": 2})
+    found = Journal(tmp_path / "journal", {}).load("layer")
+    assert found is not None
+    assert (found.facts, found.arrays["array"].tolist()) == ({"number": 1}, [0, 0])
 
 
 def test_calibration_wants_samples(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,16 +13,12 @@ from PIL import Image
 
 import phi_edge
 from phi_edge import CancelToken, EngineError, GenerationCancelled, OutOfMemoryError, Prompt
-from phi_edge.engine import kv_cache
+from phi_edge.engine.kv_cache import KeyValueCache
 from phi_edge.engine.ort import OrtEngine
 
 from .conftest import count_cached
-from .sessions import Intercepted, never_ending, once
-from .test_engine import EXACT, random_ids
-
-
-def tokens(model: phi_edge.Model, prompt: Prompt) -> list[int]:
-    return [event.token_id for event in model.generate(prompt, max_tokens=8)]
+from .helpers.sequences import EXACT, greedy_tokens, random_ids
+from .helpers.sessions import Intercepted, never_ending, once
 
 
 def cancel_soon() -> tuple[CancelToken, threading.Timer]:
@@ -89,14 +86,14 @@ def test_a_cancelled_turn_leaves_the_conversation(
 ) -> None:
     engine, ids = own_engine, random_ids(400)
     engine.decoder = session = Intercepted(engine.decoder)
-    assert tokens(fresh, Prompt(ids[:150]))
+    assert greedy_tokens(fresh, Prompt(ids[:150]))
     session.intercept = once(never_ending)
     token, timer = cancel_soon()
     with pytest.raises(GenerationCancelled):
         fresh.start(Prompt(ids), token)
     timer.join()
     assert count_cached(fresh, Prompt(ids), caplog) == 150
-    assert tokens(fresh, Prompt(ids)) == tokens(model, Prompt(ids))
+    assert greedy_tokens(fresh, Prompt(ids)) == greedy_tokens(model, Prompt(ids))
 
 
 def test_a_cancelled_prompt_goes_on_where_it_was(
@@ -116,14 +113,14 @@ def test_a_cancelled_prompt_goes_on_where_it_was(
     with pytest.raises(GenerationCancelled):
         fresh.start(prompt, token)
     assert count_cached(fresh, prompt, caplog) == 2 * own_engine.chunk_size
-    assert tokens(fresh, prompt) == tokens(model, prompt)
+    assert greedy_tokens(fresh, prompt) == greedy_tokens(model, prompt)
 
 
 def test_an_image_is_cancelled_and_encoded_again(
     fresh: phi_edge.Model, own_engine: OrtEngine, model: phi_edge.Model
 ) -> None:
     engine, crops = own_engine, model.preprocess(Image.new("RGB", (50, 90), "red"))
-    engine.__dict__["_vision"] = Intercepted(engine._vision, once(never_ending))
+    engine.vision = Intercepted(engine.vision, once(never_ending))
     token, timer = cancel_soon()
     prompt = fresh.encode_prompt("<|image_1|>What is it?", [crops])
     with pytest.raises(GenerationCancelled):
@@ -173,9 +170,9 @@ def test_a_failed_run_leaves_nothing(
 
     engine.decoder = Intercepted(engine.decoder, once(fail, num_before))
     with pytest.raises(expected):
-        tokens(fresh, prompt)
+        greedy_tokens(fresh, prompt)
     assert count_cached(fresh, prompt, caplog) == 0
-    assert tokens(fresh, prompt) == tokens(model, prompt)
+    assert greedy_tokens(fresh, prompt) == greedy_tokens(model, prompt)
 
 
 def test_memory_that_ends_while_a_cache_grows(
@@ -183,29 +180,32 @@ def test_memory_that_ends_while_a_cache_grows(
 ) -> None:
     """Some buffers are larger then; none of them is used, and the run can go on."""
     ids, num_buffers = random_ids(257), 0
-    zeros = kv_cache._untouched_zeros
+    pages = mmap.mmap
 
     def end(*args: Any) -> Any:
         nonlocal num_buffers
         num_buffers += 1
-        if num_buffers == 2:
-            raise OutOfMemoryError
-        return zeros(*args)
+        return refuse_memory() if num_buffers == 2 else pages(*args)
 
     run = fresh.start(Prompt(ids[:256]))
     with monkeypatch.context() as patch:
-        patch.setattr(kv_cache, "_untouched_zeros", end)
+        patch.setattr("mmap.mmap", end)
         with pytest.raises(OutOfMemoryError):
             run.append(int(ids[256]))
+    assert num_buffers == 2
     assert run.num_cached == 0
     expected = model.start(Prompt(ids)).logits
     np.testing.assert_allclose(run.logits, expected, rtol=0, atol=EXACT)
 
 
-def test_a_cache_that_the_system_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_args: object) -> None:
-        raise OSError(12, "Cannot allocate memory")
+def refuse_memory(*_args: object) -> None:
+    raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr("mmap.mmap", refuse)
+
+def test_a_cache_that_the_system_refuses(
+    model: phi_edge.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = KeyValueCache(model.manifest.model, "cpu")
+    monkeypatch.setattr("mmap.mmap", refuse_memory)
     with pytest.raises(OutOfMemoryError, match="key/value cache"):
-        kv_cache._untouched_zeros((1, 2), "float32")
+        cache.reserve(1, 0)

@@ -11,7 +11,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from export import Checkpoint, export_package, find_checkpoint
 from export.config import expected_tensors, read_config
@@ -19,23 +18,10 @@ from phi_edge import CheckpointError, CheckpointNotFoundError
 from quantize import make_recipe
 
 from .conftest import REFERENCE_FILES
+from .helpers.packages import WEIGHTS, Tensors, edit_json, edit_weights
 
 FP32 = make_recipe("fp32", "cpu")
-WEIGHTS = "model.safetensors"
 NORM = "model.norm.weight"
-Tensors = dict[str, Any]
-
-
-def edit_weights(folder: Path, change: Callable[[Tensors], object]) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    change(tensors)
-    save_file(tensors, folder / WEIGHTS)
-
-
-def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
 
 
 def test_expected_tensors_are_those_of_the_published_index() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,27 +12,51 @@ import pytest
 
 import phi_edge
 from phi_edge import ContextLengthError, GenerationCancelled, Prompt
-from phi_edge.api.request import parse_request
+from phi_edge.api.parse import parse_request
+from phi_edge.api.response import Completion
 from phi_edge.api.safety import BlockList
 from phi_edge.api.service import ChatService
-from phi_edge.engine.ort import OrtEngine, OrtRun
-from phi_edge.generation.drafting import DraftingRun
+from phi_edge.engine.ort_sequence import OrtRun
 from phi_edge.generation.loop import GenerationEvent
-from phi_edge.planning.budget import MemoryBudget
-from phi_edge.planning.memory import predict_needs
+from phi_edge.planning.memory import MemoryBudget, predict_needs
 
-from .test_api import Body, body, complete, streamed_text, text
-from .test_drafting import SCHEMA
-from .test_engine import EXACT, random_ids
+from .helpers.engines import WatchedEngine
+from .helpers.requests import (
+    SCHEMA,
+    Body,
+    body,
+    complete,
+    json_format,
+    streamed_text,
+    text,
+)
+from .helpers.sequences import EXACT, random_ids
 
-WANTED = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}
 SAMPLED: Body = {"temperature": 1.3, "seed": 7, "max_tokens": 12}
 
 
-def one_by_one(monkeypatch: pytest.MonkeyPatch, service: ChatService, **fields: Any) -> Any:
-    with monkeypatch.context() as patch:
-        patch.setattr(MemoryBudget, "batch_size", lambda *_: 1)
-        return complete(service, **fields)
+@contextmanager
+def one_at_a_time(
+    model: phi_edge.Model, engine: WatchedEngine, num_tokens: int
+) -> Iterator[phi_edge.Model]:
+    """The model with no memory for more than so many tokens, so that choices take turns."""
+    limit = predict_needs(model.manifest, num_tokens).peak_bytes
+    manifest, tokenizer = model.manifest, model.tokenizer
+    with phi_edge.Model(manifest, tokenizer, engine, max_ram_bytes=limit) as tight:
+        yield tight
+    assert {batch_size for batch_size, _ in engine.steps} == {1}
+
+
+@pytest.fixture
+def one_by_one(model: phi_edge.Model, own_engine: WatchedEngine) -> Callable[..., Completion]:
+    """Completes as often as there are choices."""
+
+    def ask(expected: Completion, **fields: Any) -> Completion:
+        num_tokens = expected["usage"]["prompt_tokens"] + fields["max_tokens"]
+        with one_at_a_time(model, own_engine, num_tokens) as tight:
+            return complete(ChatService(tight), **fields)
+
+    return ask
 
 
 def numbers(choice: Any) -> list[float]:
@@ -44,29 +70,29 @@ def numbers(choice: Any) -> list[float]:
         {"n": 10, "top_p": 0.9, "presence_penalty": 0.5, "logit_bias": {"7": 2}},
         {"n": 3, "temperature": 0, "logprobs": True, "top_logprobs": 2},
         {"n": 4, "logprobs": True, "temperature": 1.0},
-        {"n": 4, "response_format": WANTED, "max_tokens": 60, "temperature": 1.0},
+        {"n": 4, "response_format": json_format(SCHEMA), "max_tokens": 60, "temperature": 1.0},
     ],
 )
 def test_choices_are_the_same(
-    service: ChatService, monkeypatch: pytest.MonkeyPatch, fields: Body
+    service: ChatService, one_by_one: Callable[..., Completion], fields: Body
 ) -> None:
     fields = {**SAMPLED, **fields}
     together = complete(service, **fields)
-    expected = one_by_one(monkeypatch, service, **fields)
+    expected = one_by_one(together, **fields)
     assert together["usage"] == expected["usage"]
     for choice, alone in zip(together["choices"], expected["choices"], strict=True):
         assert numbers(choice) == pytest.approx(numbers(alone), abs=EXACT)
         assert choice == alone
 
 
-def test_one_ends_early(service: ChatService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_ends_early(service: ChatService, one_by_one: Callable[..., Completion]) -> None:
     """A stop string ends it; the cache shrinks, and the others go on as they would."""
     whole = complete(service, n=3, **SAMPLED)
     stop = text(whole, 1)[2:4]
     fields: Body = {**SAMPLED, "n": 3, "stop": stop}
     together = complete(service, **fields)
     assert together == {
-        **one_by_one(monkeypatch, service, **fields),
+        **one_by_one(together, **fields),
         "id": together["id"],
         "created": together["created"],
     }
@@ -101,48 +127,37 @@ def test_a_choice_that_is_filtered_ends(model: phi_edge.Model, service: ChatServ
 
 
 def answers(
-    model: phi_edge.Model, prompt: Prompt, max_tokens: int, batch_size: int = 3
+    model: phi_edge.Model, prompt: Prompt, max_tokens: int = 9
 ) -> list[list[GenerationEvent]]:
     found: list[list[GenerationEvent]] = [[] for _ in range(3)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MemoryBudget, "batch_size", lambda *_: batch_size)
-        for event in model.generate(prompt, temperature=1.3, seed=0, max_tokens=max_tokens, n=3):
-            found[event.index].append(event)
+    for event in model.generate(prompt, temperature=1.3, seed=0, max_tokens=max_tokens, n=3):
+        found[event.index].append(event)
     return found
 
 
 @pytest.mark.parametrize("length", [4090, 4100])
 def test_over_the_change_of_rope_factors_each_goes_on_alone(
-    model: phi_edge.Model, length: int
+    model: phi_edge.Model, own_engine: WatchedEngine, length: int
 ) -> None:
     """And beyond it, they go together again."""
     prompt = Prompt(random_ids(length))
-    assert answers(model, prompt, 9) == answers(model, prompt, 9, batch_size=1)
+    with one_at_a_time(model, own_engine, length + 9) as tight:
+        assert answers(model, prompt) == answers(tight, prompt)
 
 
 def test_an_engine_that_cannot_fork(model: phi_edge.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = Prompt(random_ids(20))
-    expected = answers(model, prompt, 9)
+    expected = answers(model, prompt)
     monkeypatch.setattr(OrtRun, "fork", lambda *_: None)
-    assert answers(model, prompt, 9) == expected
+    assert answers(model, prompt) == expected
 
 
-def test_together_they_take_fewer_steps(
-    model: phi_edge.Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps: list[int] = []
-    step = OrtEngine.step
-
-    def count(engine: OrtEngine, binding: Any, ids: Any, *args: Any) -> None:
-        steps.append(len(ids))
-        step(engine, binding, ids, *args)
-
-    prompt = Prompt(random_ids(20))
-    monkeypatch.setattr(DraftingRun, "_step", None)  # never alone
-    monkeypatch.setattr(OrtEngine, "step", count)
-    events = answers(model, prompt, 9)
+def test_together_they_take_fewer_steps(fresh: phi_edge.Model, own_engine: WatchedEngine) -> None:
+    events = answers(fresh, Prompt(random_ids(20)))
     lengths = [len(each) for each in events]
-    assert steps == [1] + [sum(length > at for length in lengths) for at in range(1, max(lengths))]
+    prefill, *steps = own_engine.steps
+    assert prefill == (1, 20)
+    assert steps == [(sum(length > at for length in lengths), 1) for at in range(1, max(lengths))]
 
 
 def test_cancel_between_steps(model: phi_edge.Model) -> None:

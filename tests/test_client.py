@@ -38,6 +38,7 @@ from phi_edge.models import (
 )
 
 from .conftest import GoldenSet
+from .helpers.requests import data_url
 
 MESSAGES = [
     SystemMessage(content="You are a helpful assistant."),
@@ -147,16 +148,13 @@ def test_formats_and_tools(client: ChatCompletionsClient) -> None:
 def test_images(client: ChatCompletionsClient, compact: GoldenSet, tmp_path: Path) -> None:
     picture = compact.image("wide_90x60")
     picture.save(tmp_path / "picture.png")
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
     loaded = ImageUrl.load(image_file=tmp_path / "picture.png", image_format="png", detail="low")
     question = TextContentItem(text="What is shown?")
 
     def ask(item: ImageContentItem) -> ChatCompletions:
         return client.complete(messages=[UserMessage(content=[question, item])])
 
-    by_url = ask(ImageContentItem(image=ImageUrl(url=url, detail="low")))
+    by_url = ask(ImageContentItem(image=ImageUrl(url=data_url(picture), detail="low")))
     by_path = ask(ImageContentItem(image_url=loaded))
     assert by_url.usage.prompt_tokens > 144
     assert by_url.choices == by_path.choices

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -17,13 +17,15 @@ from PIL import Image
 import phi_edge
 from phi_edge.cache.disk import DiskCache
 from phi_edge.cache.file import TEMPORARY_PREFIX, CacheFile, DamagedFileError, write_cache_file
+from phi_edge.engine.base import Features
 from phi_edge.engine.ort import OrtEngine
 from phi_edge.text.prompt import chat_text
 
 from .conftest import GoldenSet
-from .test_engine import random_ids
+from .helpers.engines import WatchedEngine
+from .helpers.sequences import greedy_tokens, random_ids, start
 
-Question = Callable[[phi_edge.Model, str], phi_edge.Prompt]
+Question = Callable[..., phi_edge.Prompt]
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def question(compact: GoldenSet) -> Question:
 def first(compact_fp32: Path, tmp_path: Path, question: Question) -> Iterator[phi_edge.Model]:
     """A model that has answered a question about an image."""
     with phi_edge.load_model(compact_fp32, disk_cache=tmp_path / "cache") as model:
-        ask(model, question(model, "What is it?"))
+        greedy_tokens(model, question(model, "What is it?"))
         yield model
 
 
@@ -61,54 +63,39 @@ def second(
         yield model
 
 
-def ask(model: phi_edge.Model, prompt: phi_edge.Prompt) -> list[int]:
-    return [event.token_id for event in model.generate(prompt, max_tokens=4)]
-
-
 def files(tmp_path: Path, suffix: str = "") -> list[Path]:
     return [path for path in sorted((tmp_path / "cache").iterdir()) if path.name.endswith(suffix)]
 
 
-def watch(engine: OrtEngine, monkeypatch: pytest.MonkeyPatch) -> dict[str, Mock]:
-    """Counts what the engine is asked to do."""
-    mocks = {name: Mock(wraps=getattr(engine, name)) for name in ("encode_image", "begin")}
-    for name, mock in mocks.items():
-        monkeypatch.setattr(engine, name, mock)
-    return mocks
+def features_of(engine: OrtEngine, prompt: phi_edge.Prompt) -> Features:
+    """Those of a prompt's one image."""
+    return engine.encode_image(prompt.images[0])
 
 
 def test_a_document_is_reopened_without_encoding_or_prefilling_it(
     second: phi_edge.Model,
-    own_engine: OrtEngine,
+    own_engine: WatchedEngine,
     engine: OrtEngine,
     model: phi_edge.Model,
     question: Question,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls = watch(own_engine, monkeypatch)
     prompt = question(second, "How many are there?")
     with second.start(prompt) as run:
-        assert not calls["encode_image"].called
-        assert not calls["begin"].called
-        fresh = engine.start(prompt.input_ids, engine.encode_image(prompt.images[0]))
+        assert (own_engine.num_encoded, own_engine.num_begun) == (0, 0)
+        fresh = start(engine, prompt.input_ids, features_of(engine, prompt))
         np.testing.assert_array_equal(run.input_ids, fresh.input_ids)
         np.testing.assert_allclose(run.logits, fresh.logits, rtol=0, atol=2e-5)
-    assert ask(second, prompt) == ask(model, prompt)
+    assert greedy_tokens(second, prompt) == greedy_tokens(model, prompt)
 
 
 def test_another_image_is_not_answered_from_it(
-    second: phi_edge.Model,
-    own_engine: OrtEngine,
-    compact: GoldenSet,
-    monkeypatch: pytest.MonkeyPatch,
+    second: phi_edge.Model, own_engine: WatchedEngine, compact: GoldenSet
 ) -> None:
-    calls = watch(own_engine, monkeypatch)
     pixels = np.array(compact.image("wide_90x60").convert("RGB"))
     pixels[0, 0, 0] ^= 128
     text = chat_text([("user", "<|image_1|>\nWhat is it?")])
     second.start(second.encode_prompt(text, [Image.fromarray(pixels)], num_crops=1))
-    assert calls["encode_image"].called
-    assert calls["begin"].called
+    assert (own_engine.num_encoded, own_engine.num_begun) == (1, 1)
 
 
 @pytest.mark.parametrize("place", [3, 9, 30, 60, -5000, -5])
@@ -127,7 +114,7 @@ def test_a_damaged_file_is_removed_and_is_a_miss(
     prompt = question(second, "What is it?")
     with second.start(prompt) as run:
         assert files(tmp_path, ".run") == []
-        fresh = engine.start(prompt.input_ids, engine.encode_image(prompt.images[0]))
+        fresh = start(engine, prompt.input_ids, features_of(engine, prompt))
         np.testing.assert_allclose(run.logits, fresh.logits, rtol=0, atol=2e-5)
     assert len(files(tmp_path, ".run")) == 1
 
@@ -151,58 +138,76 @@ def test_a_file_in_the_place_of_another_is_a_miss(
     (features,) = files(tmp_path, ".features")
     text = chat_text([("user", "<|image_1|>\n")])
     other = second.encode_prompt(text, [compact.image("tall_50x170")], num_crops=1)
-    facts = disk._features_facts(other.images[0])
-    features.rename(disk._path(facts, ".features"))
+    disk.save_features(other.images[0], second.encode_image(other.images[0]))
+    (of_other,) = set(files(tmp_path, ".features")) - {features}
+    features.replace(of_other)
     assert disk.load_features(other.images[0]) is None
     assert disk.load_features(question(second, "").images[0]) is None
 
 
 def test_files_are_bound_to_package_and_provider(
-    second: phi_edge.Model,
     disk: DiskCache,
     model: phi_edge.Model,
+    engine: OrtEngine,
     question: Question,
     tmp_path: Path,
 ) -> None:
-    prompt = question(second, "What is it?")
+    prompt = question(model, "What is it?")
+    features = features_of(engine, prompt)
     assert disk.load_features(prompt.images[0]) is not None
+    assert disk.load_run(prompt, features, engine) is not None
     for other in (
         DiskCache(tmp_path / "cache", model.manifest, "cuda"),
         DiskCache(tmp_path / "cache", phi_edge.load_model().manifest, "cpu"),
     ):
         assert other.load_features(prompt.images[0]) is None
-        assert other._find(prompt) == (None, 0)
+        assert other.load_run(prompt, features, engine) is None
 
 
 def test_a_file_with_the_name_of_another_package_s_is_a_miss(
-    second: phi_edge.Model, model: phi_edge.Model, question: Question, tmp_path: Path
+    first: phi_edge.Model, engine: OrtEngine, question: Question, tmp_path: Path
 ) -> None:
     """Its header tells whose it is."""
-    prompt = question(second, "What is it?")
-    disk = DiskCache(tmp_path / "cache", model.manifest, "cuda")
-    for path in files(tmp_path):
-        path.rename(path.with_name(disk._prefix + path.name[len(disk._prefix) :]))
-    (features,) = files(tmp_path, ".features")
-    features.rename(disk._path(disk._features_facts(prompt.images[0]), ".features"))
+    prompt = question(first, "What is it?")
+    features = features_of(engine, prompt)
+    originals = files(tmp_path)
+    disk = DiskCache(tmp_path / "cache", first.manifest, "cuda")
+    disk.save_features(prompt.images[0], features)
+    disk.save_run(prompt, start(engine, prompt.input_ids, features))
+    assert disk.load_run(prompt, features, engine) is not None
+    for path in set(files(tmp_path)) - set(originals):
+        (original,) = (each for each in originals if each.suffix == path.suffix)
+        original.replace(path)
     assert disk.load_features(prompt.images[0]) is None
-    assert disk._find(prompt) == (None, 0)
+    assert disk.load_run(prompt, features, engine) is None
     assert len(files(tmp_path)) == 2
 
 
 def test_a_file_that_is_replaced_while_it_is_looked_for_is_a_miss(
-    second: phi_edge.Model,
-    own_engine: OrtEngine,
+    model: phi_edge.Model,
+    engine: OrtEngine,
     disk: DiskCache,
     question: Question,
-    compact: GoldenSet,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    text = chat_text([("user", "<|image_1|>\nWhat is it?")])
-    prompt = second.encode_prompt(text, [compact.image("tall_50x170")], num_crops=1)
-    path, _ = disk._find(question(second, "What is it?"))
-    monkeypatch.setattr(disk, "_find", lambda _prompt: (path, prompt.num_tokens))
-    features = second.encode_image(prompt.images[0])
-    assert disk.load_run(prompt, features, own_engine) is None
+    """By a run of another image, between the look and the use."""
+    prompt, other = (
+        question(model, "What is it?", image) for image in ("wide_90x60", "tall_50x170")
+    )
+    (path,) = files(tmp_path, ".run")
+    disk.save_run(other, start(engine, other.input_ids, features_of(engine, other)))
+    (run_of_other,) = set(files(tmp_path, ".run")) - {path}
+    features = features_of(engine, prompt)
+
+    def replace(wanted: slice) -> Features:
+        run_of_other.replace(path)
+        return features[wanted]
+
+    # Features are asked for when a file has been found.
+    asked = MagicMock()
+    asked.__getitem__.side_effect = replace
+    assert disk.load_run(prompt, asked, engine) is None
+    assert not run_of_other.exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such modes")
@@ -217,7 +222,7 @@ def test_the_next_questions_make_no_files(
     second: phi_edge.Model, question: Question, tmp_path: Path
 ) -> None:
     before = files(tmp_path)
-    ask(second, question(second, "How many are there, and of which colour?"))
+    greedy_tokens(second, question(second, "How many are there, and of which colour?"))
     assert files(tmp_path) == before
 
 
@@ -254,13 +259,14 @@ def test_rope_factors_of_the_other_kind_are_not_used(
     assert short.num_tokens < 4096 < long.num_tokens
     with first.start(short):
         pass
-    assert disk._find(long) == (None, 0)
+    no_features = np.empty((0, 64), np.float32)
+    assert disk.load_run(long, no_features, engine) is None
     with second.start(long):
         pass
-    path, num_common = disk._find(long)
-    assert path is not None
-    assert num_common == long.num_tokens
-    fresh = engine.start(long.input_ids, np.empty((0, 64), np.float32))
+    kept = disk.load_run(long, no_features, engine)
+    assert kept is not None
+    assert kept.num_tokens == long.num_tokens
+    fresh = start(engine, long.input_ids, no_features)
     with phi_edge.load_model(compact_fp32, disk_cache=tmp_path / "cache") as third:
         np.testing.assert_allclose(third.start(long).logits, fresh.logits, rtol=0, atol=2e-5)
 
@@ -276,7 +282,7 @@ def test_a_run_that_went_another_way_is_not_taken_for_its_prompt(
         assert files(tmp_path) == []
         with model.start(prompt) as run:
             no_features = np.empty((0, 64), np.float32)
-            expected = engine.start(prompt.input_ids, no_features).logits
+            expected = start(engine, prompt.input_ids, no_features).logits
             np.testing.assert_allclose(run.logits, expected, rtol=0, atol=2e-5)
         assert len(files(tmp_path, ".run")) == 1
 
@@ -286,5 +292,5 @@ def test_a_folder_that_cannot_be_written_costs_time_only(
 ) -> None:
     with phi_edge.load_model(compact_fp32, disk_cache=tmp_path / "cache") as model:
         (tmp_path / "cache").rmdir()
-        assert len(ask(model, question(model, "What is it?"))) == 4
+        assert len(greedy_tokens(model, question(model, "What is it?"))) == 8
     assert "cannot be written" in caplog.text

@@ -6,25 +6,23 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from typing_extensions import override
 
 import phi_edge
 from phi_edge import GenerationOptions, Prompt, PromptError
-from phi_edge.engine.ort import OrtRun
+from phi_edge.generation import drafting
 from phi_edge.generation.drafting import DraftingRun, PromptLookup
 from phi_edge.generation.loop import GenerationEvent
+from phi_edge.loading import BUNDLED_MODEL
 
 from .conftest import GoldenSet
-from .test_engine import EXACT, random_ids
-
-SCHEMA = {
-    "type": "object",
-    "properties": {"answer": {"enum": ["green", "pink"]}, "n": {"type": "integer"}},
-    "required": ["answer", "n"],
-    "additionalProperties": False,
-}
+from .helpers.engines import WatchedEngine
+from .helpers.requests import SCHEMA
+from .helpers.sequences import EXACT, random_ids
 
 
 @pytest.fixture(scope="module")
@@ -144,26 +142,32 @@ def test_the_answer_is_the_same(
 
     expected = answer(0)
     tokens = [token_id for token_id, *_ in expected]
-    steps = foresee(monkeypatch, prompt.num_tokens, tokens, wrong_at)
+    steps = foresee(monkeypatch, tokens, wrong_at)
     assert answer(16) == expected
     assert len(steps) == {0: 39, 1: 20, 3: 10, 99: 7}[wrong_at]
 
 
-def foresee(
-    monkeypatch: pytest.MonkeyPatch, num_prompt: int, tokens: list[int], wrong_at: int
-) -> list[int]:
+def foresee(monkeypatch: pytest.MonkeyPatch, tokens: list[int], wrong_at: int) -> list[int]:
     """Make drafts of the next five tokens, with one wrong; gives the list of steps."""
     steps: list[int] = []
 
-    def draft(lookup: PromptLookup) -> list[int]:
-        at = len(lookup._ids) - num_prompt
-        steps.append(at)
-        guessed = tokens[at : at + 5]
-        if wrong_at < len(guessed):
-            guessed[wrong_at] ^= 1
-        return guessed
+    class Foreseen(PromptLookup):
+        num_added = 0
 
-    monkeypatch.setattr(PromptLookup, "draft", draft)
+        @override
+        def add(self, token_id: int) -> None:
+            self.num_added += 1
+            super().add(token_id)
+
+        @override
+        def draft(self) -> list[int]:
+            steps.append(self.num_added)
+            guessed = tokens[self.num_added :][:5]
+            if wrong_at < len(guessed):
+                guessed[wrong_at] ^= 1
+            return guessed
+
+    monkeypatch.setattr(drafting, "PromptLookup", Foreseen)
     return steps
 
 
@@ -177,7 +181,7 @@ def test_constrained_answers_are_the_same(
         return tokens_of(tiny.generate(prompt, JSON, draft_tokens=draft_tokens))
 
     expected = answer(0)
-    steps = foresee(monkeypatch, prompt.num_tokens, [token for token, *_ in expected], wrong_at)
+    steps = foresee(monkeypatch, [token for token, *_ in expected], wrong_at)
     assert answer(16) == expected
     assert len(steps) <= len(expected)
 
@@ -185,31 +189,27 @@ def test_constrained_answers_are_the_same(
 def test_what_a_schema_forces_takes_no_steps_of_its_own(
     tiny: phi_edge.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    engine = WatchedEngine(BUNDLED_MODEL, tiny.manifest, "cpu")
+    watched = phi_edge.Model(tiny.manifest, tiny.tokenizer, engine)
     prompt = tiny.encode_prompt("<|user|>\nAnswer as JSON.<|end|>\n<|assistant|>\n")
     # What prompt lookup drafts is in no JSON, so that what is checked is what is forced.
     not_json = tiny.tokenizer.token_to_id("<|user|>")
     monkeypatch.setattr(PromptLookup, "draft", lambda _: [not_json])
-    steps: list[int] = []
-    append = OrtRun.append
 
-    def counted(run: OrtRun, token_ids: list[int]) -> Any:
-        steps.append(len(token_ids))
-        return append(run, token_ids)
+    def answer(draft_tokens: int) -> tuple[list[Any], list[int]]:
+        """What is answered, and the tokens of each step after the prefill."""
+        engine.steps.clear()
+        found = tokens_of(watched.generate(prompt, JSON, draft_tokens=draft_tokens))
+        return found, [num_tokens for _, num_tokens in engine.steps[1:]]
 
-    monkeypatch.setattr(OrtRun, "append", counted)
-
-    def answer(draft_tokens: int) -> list[Any]:
-        steps.clear()
-        return tokens_of(tiny.generate(prompt, JSON, draft_tokens=draft_tokens))
-
-    expected = answer(0)
+    expected, steps = answer(0)
     assert steps == [1] * (len(expected) - 1)
-    assert answer(16) == expected
+    found, steps = answer(16)
+    assert found == expected
     assert sum(steps) == len(expected) - 1, "every draft was right"
     assert len(steps) < len(expected) / 2
     assert max(steps) > 3
-    answer(2)
-    assert max(steps) == 3
+    assert max(answer(2)[1]) == 3
 
 
 def test_stop_string_inside_of_a_draft(
@@ -225,7 +225,7 @@ def test_stop_string_inside_of_a_draft(
     text = "".join(event.text for event in events)
     stop = text[8:10]
     plain = list(model.generate(prompt, max_tokens=20, draft_tokens=0, stop=stop))
-    foresee(monkeypatch, prompt.num_tokens, [event.token_id for event in events], 99)
+    foresee(monkeypatch, [event.token_id for event in events], 99)
     with phi_edge.load_model(compact_fp32) as caching:
         drafted = list(caching.generate(prompt, max_tokens=20, stop=stop))
         # What is kept has the tokens that were appended: all but the last.
@@ -237,11 +237,14 @@ def test_stop_string_inside_of_a_draft(
     assert f"{num_kept} of {longer.num_tokens} prompt tokens are cached" in caplog.text
 
 
-def test_repeats_take_fewer_steps(tiny: phi_edge.Model) -> None:
+def test_repeats_take_fewer_steps(tiny: phi_edge.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that says the same again, here forced to, does so several tokens at a time."""
     phrase = random_ids(30, seed=2).tolist()
-    run = DraftingRun(tiny.start(Prompt(np.array([1, *phrase, 9, 9]))), 200, 16)
+    run = tiny.start(Prompt(np.array([1, *phrase, 9, 9])))
+    step = Mock(wraps=run.append)
+    monkeypatch.setattr(run, "append", step)
+    ahead = DraftingRun(run, 200, 16)
     for token_id in phrase * 3:
-        run.append(token_id)
-    assert run.num_steps < 30
-    assert run.num_tokens == 33 + 90
+        ahead.append(token_id)
+    assert step.call_count < 30
+    assert ahead.num_tokens == 33 + 90

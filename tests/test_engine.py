@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 import phi_edge
@@ -19,12 +18,7 @@ from phi_edge.engine.ort import OrtEngine
 from quantize import make_recipe
 
 from .conftest import GoldenSet
-
-EXACT = 1e-5
-
-
-def random_ids(count: int, seed: int = 0) -> npt.NDArray[np.int64]:
-    return np.random.default_rng(seed).integers(3, 300, count, dtype=np.int64)
+from .helpers.sequences import EXACT, random_ids, start
 
 
 def test_append_equals_prefill(model: phi_edge.Model) -> None:
@@ -44,9 +38,9 @@ def test_chunks_do_not_matter(compact_fp32: Path, chunk_size: int) -> None:
     engine = OrtEngine(compact_fp32, manifest, "cpu")
     no_features = np.empty((0, manifest.model.hidden_size), np.float32)
     ids = random_ids(200 if chunk_size < 128 else 4500)
-    expected = engine.start(ids, no_features).logits
+    expected = start(engine, ids, no_features).logits
     engine.chunk_size = chunk_size
-    np.testing.assert_allclose(engine.start(ids, no_features).logits, expected, rtol=0, atol=EXACT)
+    np.testing.assert_allclose(start(engine, ids, no_features).logits, expected, rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize(("length", "kept"), [(300, 120), (4110, 4100), (4110, 2000)])
@@ -154,7 +148,7 @@ def test_cancel_between_chunks(compact_fp32: Path) -> None:
     embedding, engine.embedding = engine.embedding, CountingEmbedding()
     no_features = np.empty((0, manifest.model.hidden_size), np.float32)
     with pytest.raises(GenerationCancelled):
-        engine.start(random_ids(100), no_features, cancel)
+        start(engine, random_ids(100), no_features, cancel)
     assert len(chunks) == 3
 
 
@@ -172,7 +166,7 @@ def test_cancel_at_the_crossing(model: phi_edge.Model) -> None:
     [
         ([], "no tokens"),
         ([1, 512], "outside the vocabulary"),
-        ([1, -1, -1], "2 image slots and the images give 0 rows"),
+        ([1, -1, -1], "2 image slots and the images give 0 features"),
     ],
 )
 def test_bad_prompts(model: phi_edge.Model, ids: list[int], message: str) -> None:
@@ -186,7 +180,7 @@ def test_a_step_takes_what_it_has_room_for_and_no_more(
     """Nothing is dropped silently."""
     engine = OrtEngine(compact_fp32, model.manifest, "cpu")
     engine.chunk_size = 4
-    run = engine.start(random_ids(20), np.empty((0, 64), np.float32))
+    run = start(engine, random_ids(20), np.empty((0, 64), np.float32))
     assert run.room == 4
     with pytest.raises(ValueError, match="1 to 4 tokens here, not 5"):
         run.append([5, 6, 7, 8, 9])

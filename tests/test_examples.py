@@ -16,7 +16,7 @@ import phi_edge
 from phi_edge.api.safety import BlockList
 from phi_edge.api.service import ChatService
 
-from .serving import serving
+from .helpers.serving import serving
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 KEY = "sesame"

@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import onnx
 import pytest
@@ -17,7 +16,7 @@ import phi_edge
 from phi_edge import PackageError, package
 from phi_edge.package.external_data import external_locations
 
-from .test_package import edit_manifest
+from .helpers.packages import edit_manifest
 
 
 def external(location: str) -> onnx.TensorProto:
@@ -70,11 +69,10 @@ def put_graph(folder: Path, graph: bytes) -> None:
     edit_manifest(folder, lambda manifest: manifest["files"].update({"decoder.onnx": entry}))
 
 
-def test_a_graph_with_weights_from_elsewhere_is_refused(
-    package_copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Though all digests fit: whoever writes a package writes them too. Nothing is opened."""
-    monkeypatch.setattr("phi_edge.loading.OrtEngine", Mock(side_effect=AssertionError))
+def test_a_graph_with_weights_from_elsewhere_is_refused(package_copy: Path) -> None:
+    """Though all digests fit: whoever writes a package writes them too. Nothing is opened:
+    ONNX Runtime's own error would be another.
+    """
     (package_copy / "unlisted").write_bytes(bytes(16))
     for location in ("../x", "a/../../x", "/etc/passwd", "..\\x", "./vision.onnx", "", "unlisted"):
         graph = graph_of(initializer=[external(location)])

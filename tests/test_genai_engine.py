@@ -7,13 +7,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from typing_extensions import override
 
 import phi_edge
 from phi_edge import EngineError, GenerationCancelled, Prompt, ProviderError
-from phi_edge.engine.genai import GenaiRun
+from phi_edge.engine.genai import GenaiEngine
+from phi_edge.package import read_manifest
 
 from .conftest import Exporter, GoldenSet
-from .test_engine import random_ids
+from .helpers.sequences import greedy_tokens, random_ids
 
 pytest.importorskip("onnxruntime_genai", reason="needs the extra `genai`")
 
@@ -25,10 +27,6 @@ ONE_IMAGE = "<|user|>\n<|image_1|>\nWhat is it?<|end|>\n<|assistant|>\n"
 def genai(export_compact: Exporter) -> Iterator[phi_edge.Model]:
     with phi_edge.load_model(export_compact("fp32"), engine="genai") as model:
         yield model
-
-
-def tokens(model: phi_edge.Model, prompt: Prompt) -> list[int]:
-    return [event.token_id for event in model.generate(prompt, max_tokens=8)]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int4", "fp16"])
@@ -43,7 +41,7 @@ def test_greedy_tokens_and_features_are_the_same(
         image = ours.preprocess(compact.image("wide_90x60"), 4)
         prompts = [ours.encode_prompt(ONE_IMAGE, [image]), Prompt(random_ids(300))]
         for prompt in prompts:
-            assert tokens(theirs, prompt) == tokens(ours, prompt)
+            assert greedy_tokens(theirs, prompt) == greedy_tokens(ours, prompt)
         np.testing.assert_array_equal(theirs.encode_image(image), ours.encode_image(image))
 
 
@@ -104,21 +102,24 @@ def test_an_image_may_come_later(
     np.testing.assert_allclose(run.logits, expected, rtol=0, atol=EXACT)
 
 
-def test_cancel_between_chunks(genai: phi_edge.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    cancel = threading.Event()
-    chunks = []
-    run_chunk = GenaiRun._run_chunk
+class SetLater(threading.Event):
+    """Is set when it has been looked at a few times."""
 
-    def count(run: GenaiRun) -> None:
-        chunks.append(1)
-        if len(chunks) == 2:
-            cancel.set()
-        run_chunk(run)
+    num_looks = 0
 
-    monkeypatch.setattr(GenaiRun, "_run_chunk", count)
+    @override
+    def is_set(self) -> bool:
+        self.num_looks += 1
+        return self.num_looks > 2
+
+
+def test_cancel_between_chunks(export_compact: Exporter) -> None:
+    folder = export_compact("fp32")
+    engine = GenaiEngine(folder, read_manifest(folder), "cpu")
+    run, no_features = engine.begin(), np.empty((0, engine.model.hidden_size), np.float32)
     with pytest.raises(GenerationCancelled):
-        genai.start(Prompt(random_ids(2000)), cancel)
-    assert len(chunks) == 2
+        run.extend(random_ids(2000), no_features, SetLater())
+    assert 0 < run.num_cached < 2000
 
 
 def test_another_provider_than_the_package_was_built_for(export_compact: Exporter) -> None:

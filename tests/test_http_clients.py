@@ -26,8 +26,8 @@ from phi_edge.api.safety import BlockList
 from phi_edge.api.service import ChatService
 
 from .conftest import GoldenSet
-from .serving import serving
-from .test_api import data_url
+from .helpers.requests import data_url
+from .helpers.serving import serving
 
 # Warnings of these packages about themselves.
 pytestmark = [

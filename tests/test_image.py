@@ -15,7 +15,7 @@ from PIL import Image
 
 import phi_edge
 from phi_edge import ImageError
-from phi_edge.image.crops import _to_8_bits
+from phi_edge.image.crops import hd_image
 from phi_edge.image.files import open_image
 
 from .conftest import GOLDEN
@@ -142,14 +142,19 @@ def test_a_line_of_pixels(model: phi_edge.Model, size: tuple[int, int]) -> None:
 
 def test_16_bit_grey_is_scaled() -> None:
     """Pillow alone would make white of everything above 255."""
-    values = np.array([[0, 128, 129, 257, 0x8000, 0xFFFF]], np.uint16)
+    values = np.array([0, 128, 129, 257, 0x8000, 0xFFFF], np.uint16)
+    bands = np.tile(values.repeat(336 // len(values)), (336, 1))
+
+    def shown(image: Image.Image) -> list[int]:
+        """The values of the bands; an image of the size of a crop is not resized."""
+        return [int(value) for value in hd_image(image, 1)[0, :: 336 // len(values), 0]]
+
     for kind in ("PNG", "TIFF"):
-        image = open_image(encoded(Image.fromarray(values), kind))
-        shown = np.asarray(_to_8_bits(image).convert("RGB"))[0, :, 0]
-        assert shown.tolist() == [0, 0, 1, 1, 128, 255]
-    wide, narrow = (Image.fromarray(values.astype(np.int32) // by) for by in (1, 257))
-    assert np.asarray(_to_8_bits(wide))[0].tolist() == [0, 0, 1, 1, 128, 255]
-    assert np.asarray(_to_8_bits(narrow))[0].tolist() == [0, 0, 0, 1, 127, 255]
+        image = open_image(encoded(Image.fromarray(bands), kind))
+        assert shown(image) == [0, 0, 1, 1, 128, 255]
+    wide, narrow = (Image.fromarray(bands.astype(np.int32) // by) for by in (1, 257))
+    assert shown(wide) == [0, 0, 1, 1, 128, 255]
+    assert shown(narrow) == [0, 0, 0, 1, 127, 255]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])

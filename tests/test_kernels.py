@@ -10,8 +10,8 @@ import pytest
 from phi_edge import package
 
 from .conftest import Exporter
-from .kernels import KERNELS, ON_THE_CPU
-from .test_export import TARGETS
+from .helpers.kernels import KERNELS, ON_THE_CPU
+from .helpers.packages import TARGETS
 
 LETTERS = {
     ir.DataType.FLOAT: "f",

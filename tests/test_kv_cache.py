@@ -13,10 +13,11 @@ import phi_edge
 from export import Checkpoint, export_package
 from phi_edge import Prompt
 from phi_edge.engine.ort import OrtEngine
-from phi_edge.package import ModelInfo, past_name, present_name, read_manifest
+from phi_edge.package import ModelConfig, past_name, present_name, read_manifest
 from quantize import make_recipe
 
-from .test_engine import EXACT, random_ids
+from .helpers.genai import NUM_TOKENS, TEXT, genai_tokens
+from .helpers.sequences import EXACT, random_ids
 
 FP32 = make_recipe("fp32", "cpu")
 INT8 = dataclasses.replace(FP32, cache_dtype="int8")
@@ -25,11 +26,11 @@ SAMPLE = Prompt(random_ids(2000, seed=7))
 Scales = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
-def cache_parts(info: ModelInfo) -> list[tuple[int, str]]:
+def cache_parts(info: ModelConfig) -> list[tuple[int, str]]:
     return [(layer, part) for layer in range(info.num_hidden_layers) for part in ("key", "value")]
 
 
-def empty_cache(info: ModelInfo) -> dict[str, npt.NDArray[np.generic]]:
+def empty_cache(info: ModelConfig) -> dict[str, npt.NDArray[np.generic]]:
     shape = (1, info.num_key_value_heads, 0, info.head_size)
     return {past_name(*part): np.zeros(shape, info.cache_dtype) for part in cache_parts(info)}
 
@@ -111,7 +112,7 @@ def test_prompts_attend_as_single_tokens_do(int8_model: phi_edge.Model, num_cach
     for token_id in ids[1:].tolist():
         logits = singly.append(token_id)
     np.testing.assert_allclose(run.logits, logits, rtol=0, atol=EXACT)
-    for found, expected in zip(run.rows(200), singly.rows(200), strict=True):
+    for found, expected in zip(run.export_kv(200), singly.export_kv(200), strict=True):
         difference = np.abs(found.astype(int) - expected)
         # A quotient on the edge may fall to either side.
         assert difference.max() <= 1
@@ -147,7 +148,5 @@ def test_an_int8_cache_wants_samples(compact_checkpoint: Path, tmp_path: Path) -
 
 
 def test_genai_gives_the_same_tokens(int8_folder: Path, int8_model: phi_edge.Model) -> None:
-    from .test_genai import NUM_TOKENS, TEXT, genai_tokens
-
     events = int8_model.generate(int8_model.encode_prompt(TEXT), max_tokens=NUM_TOKENS)
     assert genai_tokens(int8_folder, TEXT) == [event.token_id for event in events]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 from unittest.mock import Mock
@@ -15,16 +12,19 @@ from PIL import Image
 
 import phi_edge
 from phi_edge import package
-from phi_edge.api.request import parse_request
+from phi_edge.api.parse import parse_request
 from phi_edge.api.service import ChatService
 from phi_edge.image.crops import hd_image, padded_size
 from phi_edge.loading import BUNDLED_MODEL
-from phi_edge.planning import speed
-from phi_edge.planning.speed import Calibration, load_calibration, most_crops, save_calibration
+from phi_edge.planning.speed import SpeedProfile, load_profile, most_crops, save_profile
 from phi_edge.text.prompt import chat_text, until_images_are_known
 
+from .helpers.cli import run_cli
+from .helpers.models import ListeningModel
+from .helpers.requests import body, image_part
+
 MANIFEST = package.read_manifest(BUNDLED_MODEL)
-CALIBRATION = Calibration(
+PROFILE = SpeedProfile(
     seconds_per_crop=1.0,
     seconds_per_token=0.01,
     seconds_per_token_squared=1e-6,
@@ -32,7 +32,7 @@ CALIBRATION = Calibration(
 )
 SQUARE = Image.new("RGB", (500, 500))
 # 100 tokens of text, and one crop: 2 s of vision, 4.13 s of tokens and 0.17 s of attention.
-ONE_CROP_MS = 1000 * CALIBRATION.predict_ttft(413, 2)
+ONE_CROP_MS = 1000 * PROFILE.predict_ttft(413, 2)
 
 
 @pytest.fixture(autouse=True)
@@ -43,28 +43,28 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def calibrated() -> None:
-    save_calibration(CALIBRATION, MANIFEST, "cpu", None)
+    save_profile(PROFILE, MANIFEST, "cpu", None)
 
 
 def test_time_to_first_token_is_vision_and_prefill() -> None:
-    assert CALIBRATION.predict_ttft(1000) == pytest.approx(10 + 1)
-    assert CALIBRATION.predict_ttft(2000, 5) == pytest.approx(5 + 20 + 4)
+    assert PROFILE.predict_ttft(1000) == pytest.approx(10 + 1)
+    assert PROFILE.predict_ttft(2000, 5) == pytest.approx(5 + 20 + 4)
     assert pytest.approx(2000 + 4130 + 170, abs=1) == ONE_CROP_MS
 
 
 @pytest.mark.parametrize(
     ("max_ttft_ms", "expected"),
-    [(0, 1), (ONE_CROP_MS, 3), (1e9, 16), (1000 * CALIBRATION.predict_ttft(857, 5) + 1, 8)],
+    [(0, 1), (ONE_CROP_MS, 3), (1e9, 16), (1000 * PROFILE.predict_ttft(857, 5) + 1, 8)],
 )
 def test_the_most_crops_in_time(max_ttft_ms: float, expected: int) -> None:
     """A square image is laid out on one crop up to 3, and on 2 x 2 from 4 to 8."""
-    assert most_crops(CALIBRATION, [SQUARE], [16], 100, max_ttft_ms) == expected
+    assert most_crops(PROFILE, [SQUARE], [16], 100, max_ttft_ms) == expected
 
 
 def test_each_image_keeps_its_own_limit() -> None:
-    budget = 1000 * CALIBRATION.predict_ttft(757 + 313, 7) + 1
-    assert most_crops(CALIBRATION, [SQUARE, SQUARE], [4, 1], 0, budget) == 4
-    assert most_crops(CALIBRATION, [SQUARE, SQUARE], [4, 4], 0, budget) == 3
+    budget = 1000 * PROFILE.predict_ttft(757 + 313, 7) + 1
+    assert most_crops(PROFILE, [SQUARE, SQUARE], [4, 1], 0, budget) == 4
+    assert most_crops(PROFILE, [SQUARE, SQUARE], [4, 4], 0, budget) == 3
 
 
 @pytest.mark.parametrize("size", [(500, 500), (90, 60), (50, 170), (1344, 1008), (1000, 10)])
@@ -75,34 +75,30 @@ def test_the_padded_size_is_known_before_the_pixels(size: tuple[int, int], num_c
 
 @pytest.mark.parametrize(("provider", "threads"), [("cpu", 1), ("cuda", None)])
 def test_a_calibration_is_for_one_way_of_running(provider: str, threads: int | None) -> None:
-    save_calibration(CALIBRATION, MANIFEST, "cpu", None)
-    assert load_calibration(MANIFEST, "cpu", None) == CALIBRATION
+    save_profile(PROFILE, MANIFEST, "cpu", None)
+    assert load_profile(MANIFEST, "cpu", None) == PROFILE
     with pytest.raises(phi_edge.CalibrationError, match="run `phi-edge calibrate`"):
-        load_calibration(MANIFEST, provider, threads)
+        load_profile(MANIFEST, provider, threads)
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"seconds_per_crop": "x"}', "[1]"])
 def test_a_damaged_calibration_is_named(content: str) -> None:
-    path = save_calibration(CALIBRATION, MANIFEST, "cpu", None)
+    path = save_profile(PROFILE, MANIFEST, "cpu", None)
     path.write_text(content)
     with pytest.raises(phi_edge.CalibrationError, match=path.name):
-        load_calibration(MANIFEST, "cpu", None)
+        load_profile(MANIFEST, "cpu", None)
 
 
-def test_calibrate_measures_and_info_predicts(cache_folder: Path) -> None:
-    def run(*arguments: str) -> str:
-        command = [sys.executable, "-m", "phi_edge", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-    ask = ("info", "--json", "--prompt-tokens", "50", "--images", "1", "--detail", "high")
-    assert "phi-edge calibrate" in json.loads(run(*ask))["note"]
-    assert "seconds per crop" in run("calibrate")
+def test_calibrate_measures_and_estimate_predicts(cache_folder: Path) -> None:
+    ask = ("estimate", "--json", "--prompt-tokens", "50", "--images", "1", "--detail", "high")
+    assert "phi-edge calibrate" in json.loads(run_cli(*ask).stdout)["note"]
+    assert "seconds per crop" in run_cli("calibrate").stdout
     assert len(list(cache_folder.rglob("*.json"))) == 1
-    measured = load_calibration(MANIFEST, "cpu", None)
+    measured = load_profile(MANIFEST, "cpu", None)
     assert measured.seconds_per_crop > 0
     assert measured.seconds_per_token > 0
     assert measured.decode_tokens_per_second > 0
-    predicted = json.loads(run(*ask))["time_to_first_token_seconds"]
+    predicted = json.loads(run_cli(*ask).stdout)["time_to_first_token_seconds"]
     assert predicted == pytest.approx(measured.predict_ttft(50 + 2509, 17), abs=0.006)
 
 
@@ -116,26 +112,21 @@ def test_a_prompt_gets_the_crops_that_its_budget_allows() -> None:
             return len(prompt.images[0].pixel_values) - 1
 
         assert (num_crops(None), num_crops(1e9), num_crops(0)) == (16, 16, 1)
-        assert num_crops(1000 * CALIBRATION.predict_ttft(830, 5)) == 4
+        assert num_crops(1000 * PROFILE.predict_ttft(830, 5)) == 4
 
 
 @pytest.mark.usefixtures("calibrated")
-def test_the_service_gives_images_fewer_crops(monkeypatch: pytest.MonkeyPatch) -> None:
-    file = io.BytesIO()
-    SQUARE.save(file, "png")
-    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    image = {"type": "image_url", "image_url": {"url": url, "detail": "high"}}
-    first = {"role": "user", "content": [image, {"type": "text", "text": "What is it?"}]}
+def test_the_service_gives_images_fewer_crops(model: phi_edge.Model) -> None:
+    parts = [image_part(SQUARE, detail="high"), {"type": "text", "text": "What is it?"}]
+    first = {"role": "user", "content": parts}
     more = [{"role": "assistant", "content": "A sea."}, {"role": "user", "content": "Why? " * 300}]
-    budget = 1000 * CALIBRATION.predict_ttft(830, 5)
-    with phi_edge.load_model() as model:
-        service = ChatService(model, max_ttft_ms=budget)
-        monkeypatch.setattr(model, "generate", generate := Mock(wraps=model.generate))
-        for messages in ([first], [first, *more]):  # the later turn has the same crops
-            request = parse_request({"messages": messages, "max_tokens": 1})
-            service.stream(request)
-            (crops,) = generate.call_args.args[0].images
-            assert len(crops.pixel_values) == 5
+    budget = 1000 * PROFILE.predict_ttft(830, 5)
+    listener = ListeningModel(MANIFEST, model.tokenizer, Mock())
+    service = ChatService(listener, max_ttft_ms=budget)
+    for messages in ([first], [first, *more]):  # the later turn has the same crops
+        service.stream(parse_request(body(messages=messages)))
+        (crops,) = listener.prompts[-1].images
+        assert len(crops.pixel_values) == 5
 
 
 def test_a_budget_wants_a_calibration() -> None:
@@ -154,7 +145,14 @@ def test_later_turns_are_no_part_of_what_images_wait_for() -> None:
     assert until_images_are_known("What?") == "What?"
 
 
-def test_calibrations_are_in_the_users_cache_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="the environment moves no folder there")
+def test_calibrations_are_in_the_users_cache_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     platformdirs = pytest.importorskip("platformdirs")
     monkeypatch.delenv("PHI_EDGE_CACHE_DIR")
-    assert speed._cache_folder() == platformdirs.user_cache_path("phi_edge", appauthor=False)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    folder = platformdirs.user_cache_path("phi_edge", appauthor=False)
+    assert folder.is_relative_to(tmp_path)
+    assert save_profile(PROFILE, MANIFEST, "cpu", None).is_relative_to(folder)

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 import phi_edge
 from phi_edge import package
-from phi_edge.api.request import parse_request
+from phi_edge.api.parse import parse_request
 from phi_edge.api.service import ChatService
 from phi_edge.engine.ort import OrtEngine
 from phi_edge.loading import BUNDLED_MODEL
@@ -74,7 +74,7 @@ def test_each_part_of_a_request_adds_its_own() -> None:
     assert over_int8.token_bytes > over_int8.cache_bytes > 0
     one = predict_needs(MANIFEST, 1000, [square_image_size(4)])
     two = predict_needs(MANIFEST, 1000, [square_image_size(16), square_image_size(4)])
-    assert (one.num_crops, two.num_crops) == (5, 22)
+    assert (one.total_crops, two.total_crops) == (5, 22)
     assert text.image_bytes == 0 < one.image_bytes < two.image_bytes
 
 
@@ -165,7 +165,7 @@ def test_a_run_survives_a_request_that_fails_before_it_is_used(
 
 
 def test_info_tells_what_a_request_takes() -> None:
-    arguments = ["info", "--json", "--prompt-tokens", "30", "--images", "2", "--num-crops", "4"]
+    arguments = ["estimate", "--json", "--prompt-tokens", "30", "--images", "2", "--num-crops", "4"]
     command = [sys.executable, "-m", "phi_edge", *arguments, "--max-tokens", "100"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     facts = json.loads(done.stdout)

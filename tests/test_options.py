@@ -12,12 +12,13 @@ from click.testing import CliRunner
 
 import phi_edge
 from phi_edge import GenerationOptions
-from phi_edge.api.request import ChatRequest, parse_request
+from phi_edge.api.parse import parse_request
+from phi_edge.api.request import ChatRequest
 from phi_edge.api.service import ChatService
 from phi_edge.cli import cli
 from phi_edge.generation.options import OptionFields, SharedOptions
 
-from .test_api import body, complete, text
+from .helpers.requests import body, complete, text
 
 SHARED = list(SharedOptions.model_fields)
 

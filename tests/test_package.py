@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,7 @@ import phi_edge
 from phi_edge import EngineError, PackageError, PackageNotFoundError, ProviderError, package
 from phi_edge.engine.ort import OrtEngine
 
-
-def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    path = folder / package.MANIFEST_FILE
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
+from .helpers.packages import edit_manifest
 
 
 def test_manifest_survives_writing_and_reading(compact_fp32: Path, tmp_path: Path) -> None:
@@ -138,10 +132,7 @@ def test_provider_that_is_not_installed(compact_fp32: Path) -> None:
 
 
 def test_without_onnxruntime(compact_fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise ImportError(f"No module named {name!r}", name=name)
-
-    monkeypatch.setattr(importlib, "import_module", missing)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ProviderError, match=r"pip install 'phi-edge\[cpu\]'"):
         phi_edge.load_model(compact_fp32)
 

@@ -19,8 +19,8 @@ from phi_edge import PackageError, Prompt
 from phi_edge.package import MANIFEST_FILE, read_manifest
 from quantize import CalibratedQuantizer, ChannelQuantizer, make_recipe
 
-from .test_calibration import SAMPLES
-from .test_engine import random_ids
+from .helpers.packages import SAMPLES, operators
+from .helpers.sequences import random_ids
 
 Array = npt.NDArray[np.float32]
 
@@ -33,10 +33,6 @@ def prefill_folder(compact_checkpoint: Path, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("prefill") / "package"
     export_package(Checkpoint(compact_checkpoint), folder, RECIPE)
     return folder
-
-
-def operators(path: Path) -> list[str]:
-    return [node.op_type for node in ir.load(path).graph]
 
 
 def rows_of(in_features: int) -> Array:

@@ -23,16 +23,15 @@ from phi_edge.evaluation.samples import Sample
 from quantize import QuantizedBlocks, Recipe, dequantize, make_recipe
 
 from .conftest import GoldenSet
+from .helpers.packages import WEIGHTS, Tensors
 
 INT4 = make_recipe("int4", "cpu", method="nearest")
 FP32 = make_recipe("fp32", "cpu")
-WEIGHTS = "model.safetensors"
 LINEAR = "model.layers.1.mlp.down_proj"
 HEAD = "model.lm_head"
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
-Tensors = dict[str, Any]
 
 
 class Layout(NamedTuple):
@@ -219,7 +218,7 @@ def test_the_order_in_an_awq_word() -> None:
     layout = PackedLayout("awq", 4, 16)
     qweight = np.full((16, 1), 0x76543210, np.int32)
     qzeros, scales = np.zeros((1, 1), np.int32), np.ones((1, 8), np.float16)
-    weight = layout.dequantize(layout.repack(qweight, qzeros, scales))
+    weight = layout.repack(qweight, qzeros, scales).dequantize(layout.bits)
     assert weight[:, 0].tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
 
 

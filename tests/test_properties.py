@@ -17,8 +17,9 @@ from tokenizers import Tokenizer
 import phi_edge
 from phi_edge import ImageError
 from phi_edge.api.conversation import make_conversation
-from phi_edge.api.request import parse_request
-from phi_edge.api.routes import Request, Routes
+from phi_edge.api.http import Request
+from phi_edge.api.parse import parse_request
+from phi_edge.api.routes import Routes
 from phi_edge.api.service import ChatService
 from phi_edge.generation.constraint import JsonGrammar, SchemaError
 from phi_edge.image.crops import CROP_SIZE, ImageCrops, padded_size
@@ -26,9 +27,8 @@ from phi_edge.image.files import open_image
 from phi_edge.text.detokenizer import Detokenizer
 from phi_edge.text.prompt import encode_prompt, longest_token, plain_text
 
-from .conftest import REFERENCE_FILES
 from .fuzz.targets import CHAT_PATH, TARGETS, check_reply
-from .strategies import (
+from .helpers.strategies import (
     BODIES,
     FEW_TOKENS,
     FINITE_JSON,
@@ -43,15 +43,6 @@ from .strategies import (
 )
 
 CROPS = ImageCrops(np.zeros((2, 3, CROP_SIZE, CROP_SIZE), np.float32), (CROP_SIZE, CROP_SIZE))
-
-
-@pytest.fixture(scope="module", params=["tiny", "phi3"])
-def tokenizer(request: pytest.FixtureRequest, model: phi_edge.Model) -> Tokenizer:
-    if request.param == "tiny":
-        return model.tokenizer
-    if not REFERENCE_FILES.is_dir():
-        pytest.skip("the real tokenizer is not at ../shared")
-    return Tokenizer.from_file(str(REFERENCE_FILES / "tokenizer.json"))
 
 
 # Images

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,8 @@ from phi_edge.engine.providers import PROVIDERS
 from phi_edge.engine.session import open_session
 
 from .conftest import Exporter
-from .test_cli import phi_edge as run_cli
+from .helpers.cli import run_cli
+from .helpers.sequences import start
 
 
 def probe_arrays(name: str) -> dict[str, Any]:
@@ -208,8 +210,8 @@ def test_keys_and_values_stay_on_the_device(
     compact_fp32: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a run on CUDA binds where, with a binding that only takes notes."""
-    from phi_edge.engine import kv_cache
-    from phi_edge.engine import ort as ort_engine
+    from phi_edge.engine import kv_cache, ort_step
+    from phi_edge.engine.ort import OrtEngine
 
     made = []
 
@@ -229,13 +231,13 @@ def test_keys_and_values_stay_on_the_device(
         run_with_ort_values=lambda *_: ["embeds"],
     )
     ort = SimpleNamespace(OrtValue=Value)
-    for module in (kv_cache, ort_engine):
+    for module in (kv_cache, ort_step):
         monkeypatch.setattr(module, "import_onnxruntime", lambda: ort)
-    monkeypatch.setattr(ort_engine, "open_session", lambda *_: graph)
+    monkeypatch.setattr(ort_step, "open_session", lambda *_: graph)
     manifest = package.read_manifest(compact_fp32)
     info = manifest.model
-    engine = ort_engine.OrtEngine(compact_fp32, manifest, "cuda", provider_options={"device_id": 1})
-    engine.start(np.arange(3, 9), np.empty((0, info.hidden_size), np.float32))
+    engine = OrtEngine(compact_fp32, manifest, "cuda", provider_options={"device_id": 1})
+    start(engine, np.arange(3, 9), np.empty((0, info.hidden_size), np.float32))
 
     cache = [entry for entry in made if entry[1] == "cuda"]
     shape = (info.num_key_value_heads, 256, info.head_size)
@@ -268,10 +270,7 @@ def test_doctor_fails_where_the_default_does_not_work(export_compact: Exporter) 
 
 
 def test_doctor_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_: str) -> None:
-        raise ImportError("no such module")
-
-    monkeypatch.setattr("phi_edge.engine.session.importlib.import_module", missing)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     found = examine()
     assert not found.is_well
     assert "pip install 'phi-edge[cpu]'" in found.problems[-1]

@@ -20,8 +20,8 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("optimum.exporters.onnx")
 
-from benchmarks import reference_export
-from benchmarks.compare_reference import TextModel, load_own_text, load_session
+from benchmarks.export import reference_export
+from benchmarks.export.compare_reference import TextModel, load_own_text, load_session
 
 from .conftest import GoldenSet
 

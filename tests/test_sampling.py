@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.sampling import draw_by_sorting
+from benchmarks.speed.sampling import draw_by_sorting
 from phi_edge import GenerationOptions
 from phi_edge.generation.options import OptionFields
 from phi_edge.generation.sampling import Logits, Sampler, draw, log_probabilities

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 import phi_edge
-from benchmarks.compare_commits import find_regressions
 from benchmarks.speed.cases import CASES, Bench
+from benchmarks.speed.compare_commits import find_regressions
 from benchmarks.speed.report import Row, collect_rows, format_markdown, write_into
 from benchmarks.speed.sides import Side, Spec, UnknownTaskError, read_sides
 from benchmarks.speed.workers.protocol import count_image_tokens
@@ -149,8 +149,8 @@ def test_bench_command() -> None:
     done = CliRunner().invoke(cli, [*command, "--json"])
     speed = json.loads(done.output)
     assert [text["num_prompt_tokens"] for text in speed["text"]] == [20, 40]
-    assert all(text["decode_tokens_per_s"] > 0 for text in speed["text"])
-    assert speed["vision_s_per_crop"] > 0
+    assert all(text["decode_tokens_per_second"] > 0 for text in speed["text"])
+    assert speed["seconds_per_crop"] > 0
     table = CliRunner().invoke(cli, command).output
     assert "40 tokens" in table
     assert "GB" in table

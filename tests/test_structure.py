@@ -14,6 +14,8 @@ import pytest
 
 import phi_edge
 
+from .helpers.imports import circles, import_graph, imported, module_files
+
 ROOT = Path(__file__).parents[1]
 STANDARD = set(sys.stdlib_module_names)
 RUNTIME = STANDARD | {"phi_edge", "numpy", "PIL", "tokenizers", "typing_extensions"}
@@ -37,6 +39,9 @@ ALLOWED = {
 }
 
 
+MODULES = module_files(ROOT, ["phi_edge", "export", "quantize"])
+
+
 def imports(path: Path) -> Iterator[str]:
     """Absolute imports of a module, those inside functions too."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -44,6 +49,41 @@ def imports(path: Path) -> Iterator[str]:
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
             yield node.module or ""
+
+
+def test_no_modules_import_one_another() -> None:
+    """Not for types alone either, nor inside of functions."""
+    assert circles(import_graph(MODULES)) == []
+
+
+def test_circles_are_found(tmp_path: Path) -> None:
+    sources = {
+        "__init__": "from .first import a",
+        "first": "def a():\n    from .inner import second",
+        "inner/__init__": "from p.inner.second import c",
+        "inner/second": "if TYPE_CHECKING:\n    from ..first import a",
+        "third": "from p import first",
+        "fourth": "import p.third",
+    }
+    for name, source in sources.items():
+        (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "p" / f"{name}.py").write_text(source)
+    files = module_files(tmp_path, ["p"])
+    assert import_graph(files)["p.third"] == {"p.first"}
+    assert import_graph(files)["p.fourth"] == {"p.third"}
+    assert circles(import_graph(files)) == [["p.first", "p.inner.second"]]
+    (tmp_path / "p" / "third.py").write_text("from . import a")
+    (tmp_path / "p" / "first.py").write_text("from . import third")
+    assert circles(import_graph(files)) == [["p", "p.first", "p.third"]]
+
+
+def test_tests_take_nothing_from_one_another() -> None:
+    """What several need is in `tests/helpers` or `tests/conftest.py`."""
+    for module, path in module_files(ROOT, ["tests"]).items():
+        for source, name in imported(module, path):
+            parts = f"{source}.{name}".split(".")
+            is_test = parts[0] == "tests" and any(part.startswith("test_") for part in parts)
+            assert not is_test, f"{module} imports {source} {name}"
 
 
 @pytest.mark.parametrize("place", ALLOWED)
@@ -76,7 +116,13 @@ def test_the_exporter_meets_the_runtime_in_formats_alone() -> None:
     }
     running = {
         f"phi_edge.{name}"
-        for name in ("engine.session", "evaluation.samples", "image.crops", "image.files")
+        for name in (
+            "engine.session",
+            "engine.vision",
+            "evaluation.samples",
+            "image.crops",
+            "image.files",
+        )
     }
     runners = ("calibration.py", "layerwise.py", "reference.py", "vision_calibration.py")
     for file in (ROOT / "export").glob("*.py"):

@@ -10,18 +10,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from export import Checkpoint, CheckpointReference, export_package
 from export.journal import Journal, clear_journal
 from export.lock import hold
 from export.target import clear_up, replacing
-from phi_edge import PackageError, package
+from phi_edge import PackageError, Prompt, package
 from phi_edge.cli import export as commands
 from phi_edge.evaluation.certify import certify
 from quantize import make_recipe
 
 from .conftest import Exporter
+from .helpers.sequences import random_ids
 
 ROOT = Path(__file__).parents[1]
 FP32 = make_recipe("fp32", "cpu")
@@ -36,7 +38,11 @@ def trials(
     """
     if not hasattr(os, "fork"):
         pytest.skip("needs fork and SIGKILL")
-    command = ["benchmarks.kill_points", compact_checkpoint, tmp_path_factory.mktemp("killed")]
+    command = [
+        "benchmarks.endurance.kill_points",
+        compact_checkpoint,
+        tmp_path_factory.mktemp("killed"),
+    ]
     done = subprocess.run(
         [sys.executable, "-m", *map(str, command), "--points", "3", "--twice", "--json"],
         cwd=ROOT,
@@ -178,19 +184,22 @@ def test_a_journal_that_is_removed_in_part_is_none(
 
 
 def test_a_certificate_is_made_of_nothing_that_another_left(
-    compact_checkpoint: Path, tmp_path: Path
+    checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     """Neither of one that was killed, nor of one that is under way."""
     folder = tmp_path / "work"
-    reference = CheckpointReference(Checkpoint(compact_checkpoint), folder)
-    with reference._journal() as journal:
-        journal.store("layer-0", {})
-        shutil.copytree(folder, tmp_path / "left")
-        with pytest.raises(PackageError, match="work is in use"), reference._journal():
-            pass
+    prompt, other = ([Prompt(random_ids(9, seed))] for seed in range(2))
+    reference = CheckpointReference(checkpoint, folder)
+    (expected,) = reference.logits(prompt, [8])
+    under_way = reference.logits(other, [8])
+    assert not np.array_equal(next(under_way), expected)
+    shutil.copytree(folder, tmp_path / "left")
+    with pytest.raises(PackageError, match="work is in use"):
+        next(reference.logits(prompt, [8]))
+    under_way.close()  # type: ignore[attr-defined]
     (tmp_path / "left").rename(folder)
-    with reference._journal() as journal:
-        assert journal.load("layer-0") is None
+    (found,) = reference.logits(prompt, [8])
+    np.testing.assert_array_equal(found, expected)
     assert not folder.exists()
 
 

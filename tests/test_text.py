@@ -12,18 +12,7 @@ from phi_edge.image.crops import ImageCrops
 from phi_edge.text.detokenizer import Detokenizer
 from phi_edge.text.prompt import chat_text, encode_prompt
 
-from .conftest import REFERENCE_FILES
-
 CROPS = ImageCrops(np.zeros((2, 3, 336, 336), np.float32), (336, 336))
-
-
-@pytest.fixture(params=["tiny", "phi3"])
-def tokenizer(request: pytest.FixtureRequest, model: phi_edge.Model) -> Tokenizer:
-    if request.param == "tiny":
-        return model.tokenizer
-    if not REFERENCE_FILES.is_dir():
-        pytest.skip("the real tokenizer is not at ../shared")
-    return Tokenizer.from_file(str(REFERENCE_FILES / "tokenizer.json"))
 
 
 def test_chat_text() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +30,8 @@ from phi_edge.models import (
 from phi_edge.package import read_manifest
 from quantize import make_recipe
 
+from .helpers.cli import run_cli
+
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "benchmarks" / "quality" / "checkpoint"
 CHART = ROOT / "examples" / "chart.png"
@@ -49,10 +49,8 @@ def about_the_chart(question: str) -> UserMessage:
 
 
 def test_the_first_command() -> None:
-    command = [sys.executable, "-m", "phi_edge", "chat", "--image", str(CHART)]
-    done = subprocess.run(
-        [*command, "Which bar is the tallest?"], capture_output=True, text=True, check=True
-    )
+    done = run_cli("chat", "--image", CHART, "Which bar is the tallest?")
+    assert done.returncode == 0
     assert done.stdout == "The green bar.\n"
 
 

@@ -16,7 +16,9 @@ from azure.core.credentials import AzureKeyCredential
 from azure.core.exceptions import HttpResponseError
 from openai.types.chat import ChatCompletionUserMessageParam
 from pydantic import BaseModel
+from typing_extensions import override
 
+import phi_edge
 from phi_edge.api.service import ChatService
 from phi_edge.transports.azure import AsyncLocalTransport, LocalTransport
 from phi_edge.transports.httpx import AsyncLocalTransport as AsyncHttpxTransport
@@ -155,20 +157,18 @@ def test_openai_asynchronous(service: ChatService, openai_client: openai.OpenAI)
 
 
 @pytest.mark.parametrize("path", ["/chat/completions", "/v1/chat/completions"])
-def test_closing_a_stream_ends_the_work(
-    service: ChatService, monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
+def test_closing_a_stream_ends_the_work(model: phi_edge.Model, path: str) -> None:
     cancels: list[threading.Event] = []
-    stream = service.stream
 
-    def listen(request: Any, cancel: threading.Event) -> Any:
-        cancels.append(cancel)
-        return stream(request, cancel)
+    class Listener(ChatService):
+        @override
+        def stream(self, request: Any, cancel: Any = None) -> Any:
+            cancels.append(cancel)
+            return super().stream(request, cancel)
 
-    monkeypatch.setattr(service, "stream", listen)
     body = {"messages": [USER], "stream": True}
     with (
-        httpx.Client(transport=HttpxTransport(service)) as client,
+        httpx.Client(transport=HttpxTransport(Listener(model))) as client,
         client.stream("POST", f"http://local{path}", json=body) as response,
     ):
         next(response.iter_lines())

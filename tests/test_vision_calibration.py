@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import pytest
+from typing_extensions import override
 
 import phi_edge
 from export import Checkpoint, encode_samples, export_package, vision_calibration
@@ -19,15 +21,10 @@ from phi_edge.image.crops import preprocess
 from phi_edge.image.files import open_image
 from quantize import BlockQuantizer, ChannelQuantizer, Recipe, make_recipe
 
-from .test_calibration import IMAGE, SAMPLES
+from .helpers.packages import IMAGE, SAMPLES
 
 GPTQ = make_recipe("int4", "cpu")
-Errors = dict[str, list[float]]
-
-
-@pytest.fixture
-def checkpoint(compact_checkpoint: Path) -> Checkpoint:
-    return Checkpoint(compact_checkpoint)
+Array = npt.NDArray[Any]
 
 
 def test_each_layer_is_judged_once(
@@ -35,14 +32,16 @@ def test_each_layer_is_judged_once(
 ) -> None:
     prompts = encode_samples(checkpoint, SAMPLES)
     journal = Journal(tmp_path / "journal", {})
-    judged = []
+    judged: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
 
-    def errors(_: Recipe, weight: npt.NDArray[np.generic], rows: npt.NDArray[np.float32]) -> object:
-        judged.append((weight.shape, rows.shape))
-        return [len(judged) / 100, 1.0]
+    class Judging(Recipe):
+        @override
+        def vision_errors(self, weight: Array, rows: Array) -> list[float]:
+            judged.append((weight.shape, rows.shape))
+            return [len(judged) / 100, 1.0]
 
-    monkeypatch.setattr(Recipe, "vision_errors", errors)
-    found = judge_vision(checkpoint, GPTQ, prompts, journal)
+    recipe = Judging(**vars(GPTQ))
+    found = judge_vision(checkpoint, recipe, prompts, journal)
     linears = vision_linears(checkpoint.config)
     assert list(found) == [names[0] for names in linears]
     assert [value for value, _ in found.values()] == [(at + 1) / 100 for at in range(len(linears))]
@@ -54,17 +53,21 @@ def test_each_layer_is_judged_once(
     assert judged[0][0] == (3 * width, width), "queries, keys and values are one product"
 
     monkeypatch.setattr(vision_calibration, "open_graph", None)
-    assert judge_vision(checkpoint, GPTQ, prompts, journal) == found
+    assert judge_vision(checkpoint, recipe, prompts, journal) == found
+    assert len(judged) == len(linears)
 
 
-def test_layers_that_8_bits_would_harm_keep_more(
-    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_layers_that_8_bits_would_harm_keep_more(checkpoint: Checkpoint, tmp_path: Path) -> None:
     errors = iter([[0.01, 0.01], [0.5, 0.01], [0.5, 0.5]])
-    monkeypatch.setattr(Recipe, "vision_errors", lambda *_: next(errors, [0.0, 0.0]))
+
+    class Judged(Recipe):
+        @override
+        def vision_errors(self, weight: Array, rows: Array) -> list[float]:
+            return next(errors, [0.0, 0.0])
+
     samples = encode_samples(checkpoint, SAMPLES)
     target = tmp_path / "package"
-    manifest = export_package(checkpoint, target, GPTQ, samples=samples)
+    manifest = export_package(checkpoint, target, Judged(**vars(GPTQ)), samples=samples)
     graph = ir.load(target / "vision.onnx").graph
     products = [node.op_type for node in graph if "MatMul" in node.op_type]
     assert products[:4] == ["DynamicQuantizeMatMul", "MatMulNBits", "MatMul", products[0]]

@@ -1,4 +1,4 @@
-"""How many held-out questions a package answers rightly, task by task.
+"""Count how many held-out questions a package answers rightly, task by task.
 
     python -m benchmarks.quality.evaluate PACKAGE [--per-task N] [--reference PACKAGE] [--json FILE]
 
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import phi_edge
+from benchmarks.tables import format_header, format_row
 from phi_edge.evaluation.certify import Agreement, predict
 from phi_edge.evaluation.samples import ANSWER_END
 from phi_edge.text.prompt import Prompt, chat_text
@@ -45,7 +46,7 @@ class Score:
         return self.num_right / self.num_asked if self.num_asked else math.nan
 
     def interval(self) -> tuple[float, float]:
-        """95 % confidence interval of the accuracy: E. B. Wilson, JASA 22 (1927)."""
+        """Compute the 95 % confidence interval of the accuracy: E. B. Wilson, JASA 22 (1927)."""
         if not self.num_asked:
             return (math.nan, math.nan)
         n, p = self.num_asked, self.accuracy
@@ -78,14 +79,14 @@ class Question:
         return MULTI_TURN if self.with_history else self.turn.task
 
     def encode(self, model: phi_edge.Model) -> phi_edge.Prompt:
-        """The prompt, with the images before the first question."""
+        """Make the prompt, with the images before the first question."""
         first = 0 if self.with_history else self.index
         *asked, _answer = self.example.chat(self.example.turns[first : self.index + 1])
         return model.encode_prompt(chat_text(asked), self.example.images())
 
 
 def select_questions(per_task: int) -> list[Question]:
-    """Held-out questions, `per_task` of each task."""
+    """Select held-out questions, `per_task` of each task."""
     selected: dict[str, list[Question]] = {task: [] for task in (*TASKS, MULTI_TURN)}
     for number in itertools.count():
         example = make_example("held_out", number)
@@ -100,7 +101,7 @@ def select_questions(per_task: int) -> list[Question]:
 
 
 def is_right(answer: str, turn: Turn) -> bool:
-    """Whether an answer says what it should; for JSON, whether it parses and does."""
+    """Tell whether an answer says what it should, as JSON if that was asked for."""
     if turn.task != "json":
         return answer.strip().rstrip(".").lower() == turn.answer.rstrip(".").lower()
     try:
@@ -138,13 +139,12 @@ def compare(
 
 
 def format_table(scores: dict[str, Score]) -> str:
-    """A Markdown table."""
-    lines = ["| task | asked | right | 95 % interval |", "| --- | --- | --- | --- |"]
+    """Format a Markdown table."""
+    lines = [format_header("task", "asked", "right", "95 % interval")]
     for task, score in scores.items():
         low, high = score.interval()
-        lines.append(
-            f"| {task} | {score.num_asked} | {score.accuracy:.1%} | {low:.1%} - {high:.1%} |"
-        )
+        interval = f"{low:.1%} - {high:.1%}"
+        lines.append(format_row(task, score.num_asked, f"{score.accuracy:.1%}", interval))
     return "\n".join(lines)
 
 

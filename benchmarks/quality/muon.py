@@ -18,7 +18,7 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """A matrix with nearly the same singular vectors, and singular values near 1."""
+    """Make the singular values of a matrix nearly 1; the singular vectors hardly change."""
     if matrix.shape[0] > matrix.shape[1]:
         return orthogonalise(matrix.T).T
     a, b, c = _COEFFICIENTS

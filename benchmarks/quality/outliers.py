@@ -1,4 +1,4 @@
-"""What recipes do to a layer that has outlying channels: a table of output errors.
+"""Tabulate the output errors of recipes on a layer that has outlying channels.
 
     python -m benchmarks.quality.outliers [--in-features N] [--out-features N]
 
@@ -18,6 +18,7 @@ import argparse
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.tables import format_header, format_row
 from quantize import (
     Activations,
     BlockQuantizer,
@@ -42,7 +43,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def draw_layer(in_features: int, out_features: int) -> tuple[Floats, Floats]:
-    """A weight [out_features, in_features], and inputs [8192, in_features]."""
+    """Draw a weight [out_features, in_features], and inputs [8192, in_features]."""
     rng = np.random.default_rng(0)
     weight = rng.standard_t(5, (out_features, in_features)) * 0.02
     directions = rng.standard_normal((_NUM_DIRECTIONS, in_features))
@@ -58,7 +59,7 @@ def draw_layer(in_features: int, out_features: int) -> tuple[Floats, Floats]:
 def output_error(
     weight: Floats, rows: Floats, method: Method, block_size: int, activations: Activations
 ) -> float:
-    """The relative error of the outputs for the second half of the inputs."""
+    """Compute the relative error of the outputs for the second half of the inputs."""
     recipe = make_recipe(
         "int4", "cpu", method=method, block_size=block_size, activations=activations
     )
@@ -91,16 +92,10 @@ def main() -> None:
     parser.add_argument("--out-features", type=int, default=3072)
     args = parser.parse_args()
     weight, rows = draw_layer(args.in_features, args.out_features)
-    print(
-        "| method | block size | "
-        + " | ".join(f"{name} activations" for name in ACTIVATIONS)
-        + " |"
-    )
-    print("| --- | --- |" + " --- |" * len(ACTIVATIONS))
+    print(format_header("method", "block size", *(f"{name} activations" for name in ACTIVATIONS)))
     for method, block_size in RECIPES:
         errors = [output_error(weight, rows, method, block_size, kind) for kind in ACTIVATIONS]
-        cells = " | ".join(f"{error:.4f}" for error in errors)
-        print(f"| {method} | {block_size} | {cells} |", flush=True)
+        print(format_row(method, block_size, *(f"{error:.4f}" for error in errors)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What packages' certificates say, as a picture: errors layer by layer, and agreement against size.
+"""Plot what certificates say: errors layer by layer, and agreement against size.
 
     python -m benchmarks.quality.plot_certificates OUT.png PACKAGE [PACKAGE ...]
 
@@ -20,7 +20,7 @@ from phi_edge.package import read_manifest
 
 
 def plot_certificates(folders: list[Path]) -> Figure:
-    """A line a package on the left, a point a package on the right."""
+    """Draw a line for each package on the left, a point for each on the right."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     layers, sizes = figure.subplots(1, 2)
     for folder in folders:

@@ -74,7 +74,7 @@ class Example:
     turns: tuple[Turn, ...]
 
     def chat(self, turns: Sequence[Turn]) -> list[tuple[str, str]]:
-        """Some of the turns as (role, content) pairs, the images before the first question."""
+        """Give some turns as (role, content) pairs, the images before the first question."""
         pairs = [
             pair for turn in turns for pair in (("user", turn.question), ("assistant", turn.answer))
         ]
@@ -82,12 +82,12 @@ class Example:
         return pairs
 
     def images(self) -> list[Image.Image]:
-        """The pictures, in order."""
+        """Draw the pictures, in order."""
         return [draw(scene) for scene in self.scenes]
 
 
 def make_example(split: Split, index: int) -> Example:
-    """Example number `index` of a split; always the same."""
+    """Make example number `index` of a split; it is always the same."""
     rng = random.Random(f"{split} {index}")  # noqa: S311 - not cryptography
     make = rng.choices(list(_KINDS), list(_KINDS.values()))[0]
     while True:
@@ -101,7 +101,7 @@ def make_example(split: Split, index: int) -> Example:
 
 
 def _as_json(turn: Turn) -> Turn:
-    """The same question, to be answered as a JSON object."""
+    """Ask the same question for an answer as a JSON object."""
     answer = json.dumps({"answer": turn.answer.rstrip(".")})
     return Turn("json", turn.question + JSON_REQUEST, answer)
 
@@ -134,7 +134,7 @@ def _count_turns(rng: random.Random, scene: ShapesScene) -> Iterator[Turn]:
 
 
 def _describe_turns(scene: ShapesScene) -> Iterator[Turn]:
-    """Up to three shapes from left to right."""
+    """Describe up to three shapes from left to right."""
     things = sorted(scene.parts, key=lambda thing: thing.x)
     if len(things) <= 3 and all(one.x + 12 < other.x for one, other in itertools.pairwise(things)):
         *names, last = (f"a {thing.name}" for thing in things)

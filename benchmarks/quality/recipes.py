@@ -1,9 +1,9 @@
-"""What recipes do to a checkpoint's answers: a table of methods and block sizes.
+"""Tabulate what recipes do to a checkpoint's answers, by method and block size.
 
     python -m benchmarks.quality.recipes CHECKPOINT WORKDIR [--per-task N]
 
-Exports CHECKPOINT, which is one of phi-edge-tiny, in float32 and with every recipe, calibrated on
-samples of the training split, and asks each package held-out questions.
+Export CHECKPOINT, which is one of phi-edge-tiny, in float32 and with every recipe, calibrated on
+samples of the training split, and ask each package held-out questions.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import dataclasses
 from pathlib import Path
 
 import phi_edge
+from benchmarks.tables import format_header, format_row
 from export import Checkpoint, encode_samples, export_package
 from phi_edge.evaluation.samples import read_samples
 from quantize import Activations, CacheDtype, Method, PrefillDtype, make_recipe
@@ -57,11 +58,10 @@ def main() -> None:
     samples = encode_samples(checkpoint, read_samples(args.workdir / "samples"))
     questions = select_questions(args.per_task)
     export_package(checkpoint, args.workdir / "fp32", make_recipe("fp32", "cpu"), overwrite=True)
-    print_row(*_COLUMNS)
-    print_row(*["---"] * len(_COLUMNS))
+    print(format_header(*_COLUMNS))
     with phi_edge.load_model(args.workdir / "fp32") as reference:
         right = evaluate(reference, questions)["all"].accuracy
-        print_row("float32", "", "", "", "", "", "", "", f"{right:.1%}")
+        print(format_row("float32", *[""] * (len(_COLUMNS) - 2), f"{right:.1%}"), flush=True)
         for row in ROWS:
             recipe = make_recipe("int4", "cpu", **dataclasses.asdict(row))
             target = args.workdir / "-".join(map(str, dataclasses.astuple(row)))
@@ -71,12 +71,7 @@ def main() -> None:
                 right = evaluate(model, questions)["all"].accuracy
             size = manifest.files["decoder.onnx.data"].size / 1e6
             found = (f"{agreement.kl:.4f}", f"{agreement.equal:.2%}", f"{right:.1%}")
-            print_row(*dataclasses.astuple(row), f"{size:.2f} MB", *found)
-
-
-def print_row(*cells: object) -> None:
-    """A row of a Markdown table."""
-    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+            print(format_row(*dataclasses.astuple(row), f"{size:.2f} MB", *found), flush=True)
 
 
 if __name__ == "__main__":

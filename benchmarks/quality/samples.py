@@ -1,4 +1,4 @@
-"""Writes questions and answers as a folder of samples, to calibrate an export with.
+"""Write questions and answers as a folder of samples, to calibrate an export with.
 
 python -m benchmarks.quality.samples FOLDER [--split train|held_out] [--count N]
 """

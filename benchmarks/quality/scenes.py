@@ -161,11 +161,11 @@ class Thing:
 
     @property
     def anchor(self) -> tuple[int, int]:
-        """See `Part.anchor`."""
+        """Its centre."""
         return (self.x, self.y)
 
     def draw(self, canvas: ImageDraw.ImageDraw, fill: Fill) -> None:
-        """See `Part.draw`."""
+        """Draw it."""
         x, y, r = self.x, self.y, self.radius
         if self.kind == "circle":
             canvas.ellipse((x - r, y - r, x + r, y + r), fill)
@@ -208,13 +208,13 @@ class Bar:
         return (self.x + self.width // 2, self.bottom - self.height)
 
     def draw(self, canvas: ImageDraw.ImageDraw, fill: Fill) -> None:
-        """See `Part.draw`."""
+        """Draw it."""
         self.cover(canvas, fill)
         axis = (self.x - self.width // 4, self.bottom, self.x + self.width * 5 // 4, self.bottom)
         canvas.line(axis, _AXIS, 2)
 
     def cover(self, canvas: ImageDraw.ImageDraw, fill: Fill) -> None:
-        """See `Part.cover`."""
+        """Fill the area that belongs to it."""
         top = self.bottom - self.height
         canvas.rectangle((self.x, top, self.x + self.width, self.bottom), fill)
 
@@ -240,11 +240,11 @@ class Glyph:
         return (self.x + self.width // 2, self.y - self.font_size // 3)
 
     def draw(self, canvas: ImageDraw.ImageDraw, fill: Fill) -> None:
-        """See `Part.draw`."""
+        """Draw it."""
         canvas.text((self.x, self.y), self.kind, fill, _font(self.font_size), anchor="ls")
 
     def cover(self, canvas: ImageDraw.ImageDraw, fill: int) -> None:
-        """See `Part.cover`."""
+        """Fill the area that belongs to it."""
         top = self.y - round(0.75 * self.font_size)
         canvas.rectangle((self.x, top, self.x + self.width - 1, self.y), fill)
 
@@ -263,7 +263,7 @@ class ShapesScene:
 
     @property
     def layout(self) -> str:
-        """See `Scene.layout`."""
+        """Where things stand, without what they are."""
         cells = sorted((thing.x // _LAYOUT_CELL, thing.y // _LAYOUT_CELL) for thing in self.parts)
         return f"shapes {cells}"
 
@@ -282,7 +282,7 @@ class TextScene:
 
     @property
     def layout(self) -> str:
-        """See `Scene.layout`."""
+        """Where things stand, without what they are."""
         first = self.parts[0]
         return f"text {first.x // _LAYOUT_CELL} {first.y // _LAYOUT_CELL} {first.font_size // 8}"
 
@@ -296,7 +296,7 @@ class ChartScene:
 
     @property
     def layout(self) -> str:
-        """See `Scene.layout`."""
+        """Where things stand, without what they are."""
         first = self.parts[0]
         heights = [bar.height // _LAYOUT_CELL for bar in self.parts]
         return f"chart {first.x // 12} {first.bottom // 12} {heights}"

@@ -1,4 +1,4 @@
-"""What phi-edge-tiny is: its configuration, and its tokenizer."""
+"""The configuration and the tokenizer of phi-edge-tiny."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains phi-edge-tiny; resumable.
+"""Train phi-edge-tiny, or go on where the training stopped.
 
     python -m benchmarks.quality.train CHECKPOINT [--vision-steps V] [--answer-steps A]
 
@@ -94,7 +94,7 @@ class Batch(NamedTuple):
 
 
 def encode_turns(tokenizer: Tokenizer, example: Example, turns: tuple[Turn, ...]) -> list[int]:
-    """Token ids of a conversation as the runtime makes them, with its answers."""
+    """Encode a conversation with its answers as the runtime does."""
     crops = [_CROPS] * len(example.scenes)
     # The template ends where the assistant would go on; a whole conversation does not.
     text = chat_text(example.chat(turns)).removesuffix(chat_text(()))
@@ -105,7 +105,7 @@ def encode_turns(tokenizer: Tokenizer, example: Example, turns: tuple[Turn, ...]
 def encode_example(
     tokenizer: Tokenizer, example: Example, *, as_conversation: bool
 ) -> tuple[list[int], list[int], list[int]]:
-    """Token ids of all turns, with their positions and segments."""
+    """Give the token ids of all turns, with their positions and segments."""
     if as_conversation:
         ids = encode_turns(tokenizer, example, example.turns)
         return ids, list(range(len(ids))), [0] * len(ids)
@@ -122,7 +122,7 @@ def encode_example(
 
 
 def normalise(scenes: list[Scene]) -> Tensor:
-    """Pictures as the runtime's preprocessing gives them for an image of one crop."""
+    """Draw pictures as the runtime's preprocessing gives them for an image of one crop."""
     pictures = np.stack([np.asarray(draw(scene)) for scene in scenes])
     pixels = pictures.transpose(0, 3, 1, 2).astype(np.float32) / 255
     mean, std = (
@@ -171,7 +171,7 @@ class Batches(IterableDataset[Batch]):
         return Batch(ids, positions, segments, labels, normalise(scenes), patches)
 
     def make_labels(self, ids: list[int]) -> list[int]:
-        """The answers' tokens, each with the end token."""
+        """Keep the answers' tokens, each with the end token."""
         labels, is_answer = [], False
         for token_id in ids:
             labels.append(token_id if is_answer else _IGNORED)
@@ -194,7 +194,7 @@ class Trainee(nn.Module):
         return width
 
     def patch_loss(self, patches: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-        """Mean cross entropy of what each patch shows, and the part of the shown that is right.
+        """Compute the mean cross entropy of what patches show, and the part of it that is right.
 
         Args:
             patches: float32 [images, 576, width].
@@ -211,7 +211,7 @@ class Trainee(nn.Module):
         return loss, float(np.mean(right))
 
     def forward(self, batch: Batch, *, vision_only: bool) -> tuple[Tensor, float]:
-        """Loss of a batch, and the part of what is asked that would be answered rightly."""
+        """Compute the loss of a batch, and the part of its answers that would be right."""
         images = self.phi3v.model["vision_embed_tokens"]
         patches = images.encode(batch.images)
         patch_loss, patches_right = self.patch_loss(patches, batch.patches)
@@ -229,7 +229,7 @@ class Trainee(nn.Module):
 
 
 def learning_rate_factor(step: int, num_steps: int) -> float:
-    """Linear warm-up, then half a cosine down to a hundredth."""
+    """Warm up linearly, then go down to a hundredth by half a cosine."""
     warm_up = min(1.0, (step + 1) / WARM_UP_STEPS)
     return warm_up * max(0.5 * (1 + math.cos(math.pi * step / num_steps)), 0.01)
 
@@ -327,7 +327,7 @@ class Training:
         self.save()
 
     def _take_step(self, batch: Batch, *, vision_only: bool) -> tuple[float, float]:
-        """Learn from a batch; gives its loss and the part that was right."""
+        """Learn from a batch, and give its loss and the part that was right."""
         loss, right = self.trainee(batch, vision_only=vision_only)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=False)

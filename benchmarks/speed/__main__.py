@@ -1,4 +1,4 @@
-"""Measures sides by turns in one run, each in a process of its own.
+"""Measure sides by turns in one run, each in a process of its own.
 
     python -m benchmarks.speed SIDES.json RESULTS.json CASE ... [--sides NAME ...] [--rounds N]
     python -m benchmarks.speed.report RESULTS.json [--document FILE] [--plot FILE]
@@ -23,7 +23,7 @@ from .sides import Spec, open_sides, read_sides
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, memory and system, as far as the system tells."""
+    """Describe processor, cores, memory and system, as far as the system tells."""
     facts: dict[str, Any] = {"system": platform.platform(), "cores": os.cpu_count()}
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():

@@ -11,9 +11,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
-from .sides import Figures, Side, UnknownTaskError
+from .sides import Figures, Side, UnknownTaskError, open_sides
 from .texts import EXTRACTION, READING
 
 # Threads of a side spin for a moment after their work.
@@ -46,7 +47,7 @@ class Bench:
         self.save()
 
     def prepare(self, task: str, **arguments: Any) -> list[Side]:
-        """Run a task whose figures do not count; gives the sides that have it."""
+        """Run a task whose figures do not count, and give the sides that have it."""
         return [side for side in self.sides if self._can(side, task, arguments)]
 
     @staticmethod
@@ -59,7 +60,7 @@ class Bench:
         return True
 
     def turns(self, sides: list[Side]) -> Iterator[tuple[int, Side]]:
-        """Round and side, the sides by turns, with a pause before each."""
+        """Give round and side, the sides by turns, with a pause before each."""
         for number in range(self.num_rounds):
             for side in sides:
                 time.sleep(_PAUSE_S)
@@ -154,14 +155,12 @@ def _reopen(side: Side) -> Figures:
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         options = {**side.spec.options, "disk_cache": folder}
+        specs = {side.name: dataclasses.replace(side.spec, options=options)}
         for num_tokens in (8, 9):
-            fresh = Side(side.name, dataclasses.replace(side.spec, options=options))
-            try:
+            with open_sides(specs) as [fresh]:
                 # Of another length each, so that the questions' tokens are others, too.
                 fresh.ask("prefill", num_tokens=num_tokens)
                 figures = fresh.ask("question", seed=1, rows=2, columns=2, num_tokens=1)
-            finally:
-                fresh.close()
             seconds.append(figures["first_token_s"])
     first, second = seconds
     return {"first_s": first, "second_s": second, "second_over_first": second / first}
@@ -197,11 +196,10 @@ def load(bench: Bench) -> None:
     """Start of a process to the first token of a prompt of 8 tokens, files in the page cache."""
     for number in range(-1, bench.num_rounds):
         for side in bench.sides:
-            fresh = Side(side.name, side.spec)
-            start = time.perf_counter()
-            fresh.ask("prefill", num_tokens=8)
-            seconds = time.perf_counter() - start
-            fresh.close()
+            with open_sides({side.name: side.spec}) as [fresh]:
+                start = time.perf_counter()
+                fresh.ask("prefill", num_tokens=8)
+                seconds = time.perf_counter() - start
             if number >= 0:
                 bench.record(side, number, {"load_s": seconds})
 
@@ -209,14 +207,9 @@ def load(bench: Bench) -> None:
 def memory(bench: Bench) -> None:
     """Peak RSS of a new process: an image at 16 crops (2,388 tokens) and 256 tokens more."""
     for side in bench.sides:
-        fresh = Side(side.name, side.spec)
-        try:
+        with suppress(UnknownTaskError), open_sides({side.name: side.spec}) as [fresh]:
             figures = fresh.ask("question", seed=1, rows=3, columns=5, num_tokens=256)
             bench.record(side, 0, {"peak_rss_bytes": figures["peak_rss_bytes"]})
-        except UnknownTaskError:
-            continue
-        finally:
-            fresh.close()
 
 
 CASES: dict[str, Callable[[Bench], None]] = {

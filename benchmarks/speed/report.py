@@ -1,4 +1,4 @@
-"""Turns what `benchmarks.speed` has measured into a table and a plot.
+"""Turn what `benchmarks.speed` has measured into a table and a plot.
 
     python -m benchmarks.speed.report RESULTS.json [--document FILE] [--plot FILE]
 
@@ -14,6 +14,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from benchmarks.tables import format_row
 
 from .cases import CASES
 
@@ -38,7 +40,7 @@ class Row(NamedTuple):
 
 
 def collect_rows(cases: dict[str, list[list[dict[str, Any]]]]) -> list[Row]:
-    """Rows of all cases, each case's first side first."""
+    """Collect the rows of all cases, each case's first side first."""
     rows: dict[tuple[str, str, str], Row] = {}
     for case in [name for name in CASES if name in cases]:
         for records in cases[case]:
@@ -56,7 +58,7 @@ def collect_rows(cases: dict[str, list[list[dict[str, Any]]]]) -> list[Row]:
 
 
 def format_markdown(rows: Sequence[Row]) -> str:
-    """A Markdown table of medians, ranges and ratios."""
+    """Format a Markdown table of medians, ranges and ratios."""
     lines = [
         "| case | figure | side | median | range | first side / this | rounds |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",
@@ -66,10 +68,8 @@ def format_markdown(rows: Sequence[Row]) -> str:
             _show(row.figure, pick(row.values)) for pick in (statistics.median, min, max)
         )
         ratio = f"{statistics.median(row.ratios):.2f}" if row.ratios else ""
-        lines.append(
-            f"| {row.case} | {_LABELS.get(row.figure, row.figure)} | {row.side} | {middle} | "
-            f"{low} - {high} | {ratio} | {len(row.values)} |"
-        )
+        names = (row.case, _LABELS.get(row.figure, row.figure), row.side)
+        lines.append(format_row(*names, middle, f"{low} - {high}", ratio, len(row.values)))
     return "\n".join(lines) + "\n"
 
 
@@ -99,7 +99,7 @@ def _show(figure: str, value: float) -> str:
 
 
 def format_machine(machine: dict[str, Any]) -> str:
-    """The machine in a line."""
+    """Describe the machine in a line."""
     facts = dict(machine)
     facts["memory"] = f"{facts.pop('memory_bytes', 0) / 2**30:.0f} GiB"
     listed = (
@@ -123,7 +123,7 @@ def write_into(document: Path, text: str) -> None:
 
 
 def write_plot(rows: Sequence[Row], path: Path) -> None:
-    """Bars of the medians with their ranges, a panel for each figure of a case."""
+    """Plot bars of the medians with their ranges, a panel for each figure of a case."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -1,4 +1,4 @@
-"""What is compared: a package or a model file, and the Python that runs it.
+"""The sides of a comparison: a package or a model file, and the Python that runs it.
 
 The standard library only: on Linux a new process counts the peak RSS of the one that started it as
 its own, so this one has to stay small.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from benchmarks.processes import peer_environment
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("ours", "genai", "llamacpp", "openvino", "machine")
@@ -97,12 +98,10 @@ class Side:
     def _start(self) -> subprocess.Popen[str]:
         worker = f"benchmarks.speed.workers.{self.spec.kind}"
         command = [self.spec.python or sys.executable, "-m", worker]
-        # A PYTHONPATH of ours does not fit a peer's packages.
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         self._process = subprocess.Popen(  # noqa: S603 - the user's own command
             [*command, self.spec.model, json.dumps(self.spec.options)],
             cwd=self.spec.root,
-            env=environment,
+            env=peer_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -118,7 +117,7 @@ class Side:
 
 @contextmanager
 def open_sides(specs: Mapping[str, Spec]) -> Iterator[list[Side]]:
-    """Sides whose processes end with the context."""
+    """Make sides whose processes end with the context."""
     sides = [Side(name, spec) for name, spec in specs.items()]
     try:
         yield sides

@@ -81,7 +81,7 @@ def _make_turn(
     *,
     keeps_images: bool,
 ) -> tuple[str, str]:
-    """(role, content) of a message; its images are added to `images`."""
+    """Make (role, content) of a message, and add its images to `images`."""
     content, text = "", ""  # what precedes the last image tag, and the text after it
     for index in _order(message.parts):
         part = message.parts[index]
@@ -111,7 +111,7 @@ def _order(parts: Sequence[TextPart | ImagePart]) -> list[int]:
 
 
 def _describe_call(name: str, arguments: str) -> str:
-    """A call as the model is asked to write it."""
+    """Write a call as the model is asked to."""
     return f'{{"name": {json.dumps(name)}, "arguments": {arguments}}}'
 
 

@@ -64,7 +64,7 @@ def fetch_image(url: str, allowed_hosts: Collection[str]) -> bytes:
 
 
 def _connect(host: str, port: int, *, is_tls: bool) -> socket.socket:
-    """A connection to an address that was checked."""
+    """Connect to an address that was checked."""
     *others, last = _resolve(host, port)
     sock = None
     for address in others:
@@ -93,7 +93,7 @@ def _resolve(host: str, port: int) -> list[str]:
 
 
 def _is_named_so(host: str) -> bool:
-    """Whether an allowed host leaves no doubt where it leads."""
+    """Tell whether an allowed host leaves no doubt where it leads."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

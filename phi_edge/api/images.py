@@ -24,10 +24,8 @@ _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 def read_image(url: str, field: str, allowed_hosts: Collection[str] = ()) -> Image.Image:
     """Read the image of an `image_url`, and no more of it than its header.
 
-    Args:
-        url: A data URL in base64, or http(s) of an allowed host.
-        field: The request's field that it stands in, for messages.
-        allowed_hosts: Hosts that images may be fetched from; see `fetch_image`.
+    The URL is a data URL in base64, or http(s) of an allowed host; see `fetch_image`. Messages
+    name the request's field.
 
     Raises:
         HttpResponseError: 400; the URL is of another kind, or is no image that can be read.

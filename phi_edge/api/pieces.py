@@ -32,7 +32,7 @@ class TextFilter:
         self._num_sent = 0
 
     def add(self, piece: Piece) -> Piece:
-        """The piece with what text may be sent by now; nothing may follow its finish reason."""
+        """Give the piece with the text that may be sent by now; nothing follows a finish reason."""
         if not self._filters:
             return piece
         self._text += piece.text
@@ -54,7 +54,7 @@ class CallReader:
         self._held: list[Piece] = []
 
     def add(self, piece: Piece) -> list[Piece]:
-        """The pieces that can be sent after this one."""
+        """Give the pieces that can be sent after this one."""
         if not self._tools:
             return [piece]
         self._held.append(piece)

@@ -1,4 +1,4 @@
-"""The request: its fields, their ranges, and what is said when one is wrong.
+"""The request: its fields and their ranges.
 
 Sources: the Azure AI model inference API's reference for chat completions, and OpenAI's for the
 fields that only that one has.
@@ -6,8 +6,7 @@ fields that only that one has.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -18,39 +17,20 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    ValidationError,
     model_validator,
 )
 
-from phi_edge.errors import HttpResponseError, shorten
 from phi_edge.generation.drafting import DRAFT_TOKENS
 from phi_edge.generation.options import GenerationOptions, SharedOptions
 
-ExtraParameters = Literal["pass-through", "drop", "error"]
-
-# What the Azure AI model inference API defines; others are its "extra parameters".
-AZURE_FIELDS = frozenset(
-    {"messages", "model", "temperature", "top_p", "max_tokens", "stop", "presence_penalty"}
-    | {"frequency_penalty", "seed", "stream", "stream_options", "response_format", "tools"}
-    | {"tool_choice"}
-)
-# Fields of OpenAI's API that change nothing here: clients send them to every model.
-IGNORED_FIELDS = frozenset(
-    {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier"}
-    | {"prompt_cache_key", "modalities"}
-)
 # Far above what clients send, and low enough that no request costs much before it is refused.
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
 MAX_TOOLS = 128  # as OpenAI's API has it
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1024
-MAX_DEPTH = 100  # of lists and objects inside one another, in one field
-# What an error shows of a request.
-_MAX_LISTED = 5
-_MAX_SHOWN_CHARACTERS = 160
 # Branches of the two kinds of content; they are no part of a field's name.
-_STRING, _PARTS = "content as a string", "content as parts"
+STRING, PARTS = "content as a string", "content as parts"
 
 
 class _Fields(BaseModel):
@@ -104,8 +84,8 @@ class ToolCall(_Part):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 # With a discriminator, what is wrong with a list of parts is not hidden by its being no string.
 Content = Annotated[
-    Annotated[str, Tag(_STRING)] | Annotated[list[Part], Tag(_PARTS), Field(max_length=MAX_PARTS)],
-    Discriminator(lambda content: _STRING if isinstance(content, str) else _PARTS),
+    Annotated[str, Tag(STRING)] | Annotated[list[Part], Tag(PARTS), Field(max_length=MAX_PARTS)],
+    Discriminator(lambda content: STRING if isinstance(content, str) else PARTS),
 ]
 
 
@@ -277,7 +257,7 @@ class ChatRequest(SharedOptions, _Fields):
         return bool(self.tools) and self.tool_choice not in (None, "none", "auto")
 
     def options(self, json_schema: Mapping[str, Any] | None) -> GenerationOptions:
-        """How the choices are generated, bound to a schema if there is one."""
+        """Tell how the choices are generated, bound to a schema if there is one."""
         fields = {name: getattr(self, name) for name in SharedOptions.model_fields}
         fields["max_tokens"] = self.token_limit
         if self.top_p == 0:  # which still keeps the most likely token
@@ -290,122 +270,3 @@ class ChatRequest(SharedOptions, _Fields):
             json_schema=json_schema,
             n=self.n,
         )
-
-
-def parse_request(body: object, extra_parameters: ExtraParameters = "pass-through") -> ChatRequest:
-    """Check a request body.
-
-    Args:
-        body: What the request's JSON says.
-        extra_parameters: What becomes of fields that the Azure AI model inference API does not
-            define: those known here are used ("pass-through") or dropped ("drop"), or any of
-            them is an error ("error").
-
-    Raises:
-        HttpResponseError: 400 for a field that is missing, of another type or out of range, 422
-            for one that is not supported; the message names it.
-    """
-    if not isinstance(body, Mapping):
-        raise HttpResponseError(400, "the request body has to be a JSON object")
-    fields = {name: value for name, value in body.items() if value is not None}
-    if extra_parameters == "drop":
-        fields = {name: fields[name] for name in fields.keys() & AZURE_FIELDS}
-    for name, value in fields.items():
-        if problem := _find_problem(value):
-            place = _shorten(name)
-            raise HttpResponseError(400, f"{place}: {problem}", code="invalid_request", param=place)
-    known = ChatRequest.model_fields.keys() | IGNORED_FIELDS
-    extra = sorted(set(fields) - AZURE_FIELDS)
-    unknown = [name for name in extra if extra_parameters == "error" or name not in known]
-    if unknown:
-        raise _not_supported(unknown, fields)
-    fields = {name: fields[name] for name in fields.keys() - IGNORED_FIELDS}
-    try:
-        return ChatRequest.model_validate(fields)
-    except ValidationError as error:
-        raise _invalid(error) from None
-
-
-def _find_problem(field: object) -> str | None:
-    """What no field may hold, wherever in it: far too deep nesting, NaN, half a character."""
-    level = [field]
-    for _ in range(MAX_DEPTH + 1):
-        deeper: list[object] = []
-        for value in level:
-            if isinstance(value, Mapping):
-                deeper += [*value.keys(), *value.values()]
-            elif isinstance(value, list | tuple):
-                deeper += value
-            elif isinstance(value, float) and not math.isfinite(value):
-                return "NaN and Infinity are no JSON numbers"
-            elif isinstance(value, str) and not value.isascii() and _is_broken(value):
-                return "the text has half of a surrogate pair"
-        if not deeper:
-            return None
-        level = deeper
-    return f"lists and objects are nested more than {MAX_DEPTH} deep"
-
-
-def _is_broken(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-def _not_supported(names: list[str], fields: Mapping[str, Any]) -> HttpResponseError:
-    return HttpResponseError(
-        422,
-        f"this model does not take the parameter {_list(names)}; with the header "
-        "`extra-parameters: drop` such parameters are left out",
-        code="parameter_not_supported",
-        param=_shorten(names[0]),
-        detail=[{"loc": ["body", name], "input": fields[name]} for name in names],
-    )
-
-
-def _invalid(error: ValidationError) -> HttpResponseError:
-    order = list(ChatRequest.__annotations__)  # the API's own fields first
-
-    def place(location: tuple[int | str, ...]) -> int:
-        name = str(location[0]) if location else ""
-        return order.index(name) if name in order else len(order)
-
-    found = sorted(error.errors(include_url=False), key=lambda problem: place(problem["loc"]))
-    problems = {
-        _shorten(_name_field(problem["loc"])): problem["msg"].removeprefix("Value error, ")
-        for problem in found
-    }
-    texts = [f"{name}: {text}" if name else text for name, text in problems.items()]
-    return HttpResponseError(
-        400,
-        _list(texts, "; "),
-        code="invalid_request",
-        param=next(iter(problems)) or None,
-    )
-
-
-def _list(texts: Sequence[str], separator: str = ", ") -> str:
-    """The first few of some texts; a client may send any number, of any length."""
-    more = [f"and {len(texts) - _MAX_LISTED} more"] if len(texts) > _MAX_LISTED else []
-    return separator.join([*map(_shorten, texts[:_MAX_LISTED]), *more])
-
-
-def _shorten(text: str) -> str:
-    return shorten(text, _MAX_SHOWN_CHARACTERS)
-
-
-def _name_field(location: tuple[int | str, ...]) -> str:
-    """A field's place as one would write it, `messages[0].content[1].image_url.url`."""
-    name, last = "", None
-    for step in location:
-        # A part's type stands before its fields.
-        if step in (_STRING, _PARTS, "str", "list[str]") or (
-            isinstance(last, int) and step in ("text", "image_url")
-        ):
-            last = None
-            continue
-        name += f"[{step}]" if isinstance(step, int) else f".{step}"
-        last = step
-    return name.removeprefix(".")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from typing_extensions import NotRequired, TypedDict
 
@@ -117,4 +117,17 @@ class ModelDescription(TypedDict):
     model_provider_name: str
 
 
-Body = dict[str, Any]
+class ModelCard(TypedDict):
+    """What `/v1/models/{model}` says."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(TypedDict):
+    """What `/v1/models` says."""
+
+    object: Literal["list"]
+    data: list[ModelCard]

@@ -1,4 +1,4 @@
-"""The API's HTTP shape without HTTP: a method, a path, headers and bytes in, a reply out.
+"""The endpoints: one table for requests in process, for the server and for its OpenAPI document.
 
 Two families of routes differ in small things. Those of the Azure AI model inference API treat
 extra parameters as their header says and end a stream with usage; OpenAI's, below `/v1`, take all
@@ -8,59 +8,97 @@ fields, and send usage as a chunk of its own when `stream_options` ask for it.
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
+import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Generic, TypeVar, get_args
 
-from phi_edge.errors import GenerationCancelled, HttpResponseError, PhiEdgeError
+from phi_edge.errors import HttpResponseError, PhiEdgeError
 
-from .request import ChatRequest, ExtraParameters, parse_request
-from .response import Chunk
+from .http import Reply, Request, error_reply, event_reply, json_reply, read_json
+from .parse import ExtraParameters, parse_request
+from .request import ChatRequest
+from .response import Chunk, Completion, ModelCard, ModelDescription, ModelList, Usage
 from .service import ChatService
 
-logger = logging.getLogger(__name__)
-
-JSON_TYPE = "application/json"
-STREAM_TYPE = "text/event-stream"
 EXTRA_PARAMETERS_HEADER = "extra-parameters"
 # Articles about the Azure SDK for JavaScript call it so.
 _EXTRA_PARAMETERS_SHORT = "extra-params"
 # Azure clients are also given endpoints that end so.
 _AZURE_PREFIX = "/models"
-_DONE = b"data: [DONE]\n\n"
+
+Owner = TypeVar("Owner")
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """An HTTP request.
+class Route(Generic[Owner]):
+    """An endpoint.
 
     Attributes:
-        path: Without the query.
-        headers: Names in lower case.
+        method: HTTP method.
+        path: `{model}` stands for a model's name.
+        respond: What answers; its first argument is what has the route.
+        runs_model: The answer may take long, and wants the whole machine.
+        needs_key: A server that has a key asks for it here.
+        body: Type of the request's body, as JSON; None where there is none.
+        reply: Type of the answer, as JSON; None for plain text.
+        headers: Headers that change the answer, and their types.
+        query: Parameters of the query that are read, or may be there, and their types.
     """
 
     method: str
     path: str
-    headers: Mapping[str, str]
-    body: bytes = b""
+    respond: Callable[[Owner, Request, threading.Event | None], Reply]
+    runs_model: bool = False
+    needs_key: bool = True
+    body: type | None = None
+    reply: Any = None
+    headers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    query: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile(re.escape(self.path).replace(r"\{model\}", "(.+)"), re.DOTALL)
+
+    def matches(self, path: str) -> bool:
+        """Tell whether a request's path is this one."""
+        path = path.rstrip("/")
+        paths = (path, path.removeprefix(_AZURE_PREFIX))
+        return any(self._pattern.fullmatch(each) for each in paths)
 
 
-@dataclasses.dataclass(frozen=True)
-class Reply:
-    """An HTTP response; a streamed body is an iterator, and closing it ends the work."""
+def find_route(routes: Sequence[Route[Any]], request: Request) -> Route[Any]:
+    """Find what answers a request.
 
-    status: int
-    headers: Mapping[str, str]
-    body: bytes | Iterator[bytes]
+    Raises:
+        HttpResponseError: 404 or 405.
+    """
+    found = [route for route in routes if route.matches(request.path)]
+    if not found:
+        known = ", ".join(dict.fromkeys(route.path for route in routes))
+        raise HttpResponseError(404, f"there is no {request.path} here: {known}")
+    for route in found:
+        if route.method == request.method:
+            return route
+    allowed = ", ".join(route.method for route in found)
+    raise HttpResponseError(405, f"{request.path} takes {allowed}", headers={"allow": allowed})
 
 
 class Routes:
     """Answers requests with a service."""
 
-    def __init__(self, service: ChatService) -> None:
-        self.service = service
+    def __init__(
+        self, service: ChatService, on_usage: Callable[[Usage], None] = lambda _usage: None
+    ) -> None:
+        """Take a service.
+
+        Args:
+            service: What answers.
+            on_usage: Called with the usage of each answer, when it is complete.
+        """
+        self._service = service
+        self._on_usage = on_usage
 
     def respond(self, request: Request, cancel: threading.Event | None = None) -> Reply:
         """Answer a request; every error is a reply too.
@@ -70,40 +108,33 @@ class Routes:
             cancel: Setting it, from another thread, stops the work.
         """
         try:
-            return self._route(request)(request, cancel)
+            return find_route(ROUTES, request).respond(self, request, cancel)
         except (PhiEdgeError, MemoryError) as error:
             return error_reply(error)
 
-    def _route(self, request: Request) -> Callable[[Request, threading.Event | None], Reply]:
-        path = request.path.rstrip("/")
-        routes = {
-            "/info": ("GET", self._info),
-            "/chat/completions": ("POST", self._azure_chat),
-            "/v1/chat/completions": ("POST", self._openai_chat),
-            "/v1/models": ("GET", self._models),
-            f"/v1/models/{self.service.model_name}": ("GET", self._model),
-        }
-        found = routes.get(path) or routes.get(path.removeprefix(_AZURE_PREFIX))
-        if found is None:
-            raise HttpResponseError(404, f"there is no {request.path} here: {', '.join(routes)}")
-        method, respond = found
-        if request.method != method:
+    def info(self, _request: Request, _cancel: threading.Event | None) -> Reply:
+        """Tell what the model is, as Azure's API does."""
+        return json_reply(self._service.info())
+
+    def models(self, _request: Request, _cancel: threading.Event | None) -> Reply:
+        """List the one model, as OpenAI's API does."""
+        return json_reply({"object": "list", "data": [self._card()]})
+
+    def model(self, request: Request, _cancel: threading.Event | None) -> Reply:
+        """Tell what the model is, as OpenAI's API does."""
+        card = self._card()
+        name = request.path.rstrip("/").partition("/v1/models/")[2]
+        if name != card["id"]:
             raise HttpResponseError(
-                405, f"{request.path} takes {method}", headers={"allow": method}
+                404,
+                f"there is no model {name} here: it is {card['id']}",
+                code="model_not_found",
+                param="model",
             )
-        return respond
+        return json_reply(card)
 
-    def _info(self, _request: Request, _cancel: threading.Event | None) -> Reply:
-        return _json_reply(self.service.info())
-
-    def _model(self, _request: Request, _cancel: threading.Event | None) -> Reply:
-        return _json_reply(self._describe_model())
-
-    def _models(self, _request: Request, _cancel: threading.Event | None) -> Reply:
-        return _json_reply({"object": "list", "data": [self._describe_model()]})
-
-    def _describe_model(self) -> dict[str, Any]:
-        info = self.service.info()
+    def _card(self) -> ModelCard:
+        info = self._service.info()
         return {
             "id": info["model_name"],
             "object": "model",
@@ -111,7 +142,8 @@ class Routes:
             "owned_by": info["model_provider_name"],
         }
 
-    def _azure_chat(self, request: Request, cancel: threading.Event | None) -> Reply:
+    def azure_chat(self, request: Request, cancel: threading.Event | None) -> Reply:
+        """Answer a conversation as Azure's API does."""
         short = request.headers.get(_EXTRA_PARAMETERS_SHORT, "error")
         extra = request.headers.get(EXTRA_PARAMETERS_HEADER, short).lower()
         if extra not in get_args(ExtraParameters):
@@ -121,11 +153,12 @@ class Routes:
                 f"{', '.join(get_args(ExtraParameters))}, not {extra!r}",
                 param=EXTRA_PARAMETERS_HEADER,
             )
-        parsed = parse_request(_read_json(request.body), extra)  # type: ignore[arg-type]
+        parsed = parse_request(read_json(request.body), extra)  # type: ignore[arg-type]
         return self._chat(parsed, cancel, lambda chunks: chunks)
 
-    def _openai_chat(self, request: Request, cancel: threading.Event | None) -> Reply:
-        parsed = parse_request(_read_json(request.body))
+    def openai_chat(self, request: Request, cancel: threading.Event | None) -> Reply:
+        """Answer a conversation as OpenAI's API does."""
+        parsed = parse_request(read_json(request.body))
         options = parsed.stream_options
         with_usage = options is not None and options.include_usage
         return self._chat(parsed, cancel, lambda chunks: _openai_usage(chunks, with_usage))
@@ -136,63 +169,17 @@ class Routes:
         cancel: threading.Event | None,
         shape: Callable[[Iterator[Chunk]], Iterator[Chunk]],
     ) -> Reply:
-        if not request.stream:
-            return _json_reply(self.service.complete(request, cancel))
-        chunks = shape(self.service.stream(request, cancel))
-        headers = {"content-type": STREAM_TYPE, "cache-control": "no-cache"}
-        return Reply(200, headers, _server_sent_events(chunks))
+        if request.stream:
+            return event_reply(shape(self._noting_usage(self._service.stream(request, cancel))))
+        completion = self._service.complete(request, cancel)
+        self._on_usage(completion["usage"])
+        return json_reply(completion)
 
-
-def error_reply(error: PhiEdgeError | MemoryError) -> Reply:
-    """The reply that tells of an error."""
-    error = _to_http(error)
-    headers = {"content-type": JSON_TYPE, **error.headers}
-    return Reply(error.status_code, headers, json.dumps(error.body).encode())
-
-
-def error_event(error: PhiEdgeError | MemoryError) -> bytes:
-    """What ends a stream that an error stops.
-
-    The status is sent already; clients look for an `error` in the stream.
-    """
-    return f"data: {json.dumps(_to_http(error).body)}\n\n".encode() + _DONE
-
-
-def _to_http(error: PhiEdgeError | MemoryError) -> HttpResponseError:
-    if isinstance(error, HttpResponseError):
-        return error
-    if isinstance(error, GenerationCancelled):
-        return HttpResponseError(500, str(error), code="cancelled")  # nobody waits for it
-    # An engine's own words may have paths and addresses in them.
-    logger.error("a request failed: %s: %s", type(error).__name__, error)
-    if isinstance(error, MemoryError):
-        return HttpResponseError(
-            503,
-            "there is not enough memory for this request: use fewer images, a lower `detail`, a "
-            "shorter prompt or a lower max_tokens",
-            code="out_of_memory",
-        )
-    return HttpResponseError(500, "the model failed to answer; the log says why")
-
-
-def _json_reply(body: Mapping[str, Any]) -> Reply:
-    return Reply(200, {"content-type": JSON_TYPE}, json.dumps(body).encode())
-
-
-def _read_json(body: bytes) -> object:
-    try:
-        return json.loads(body, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise HttpResponseError(
-            400, "the request body is not JSON: it is nested too deep"
-        ) from None
-    except ValueError as error:
-        raise HttpResponseError(400, f"the request body is not JSON: {error}") from None
-
-
-def _refuse_constant(name: str) -> None:
-    """Python reads these, and JSON has not got them."""
-    raise ValueError(f"{name} is no number in it")
+    def _noting_usage(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        for chunk in chunks:
+            if usage := chunk.get("usage"):
+                self._on_usage(usage)
+            yield chunk
 
 
 def _openai_usage(chunks: Iterator[Chunk], with_usage: bool) -> Iterator[Chunk]:  # noqa: FBT001
@@ -206,11 +193,26 @@ def _openai_usage(chunks: Iterator[Chunk], with_usage: bool) -> Iterator[Chunk]:
             yield {**chunk, "choices": [], "usage": usage}
 
 
-def _server_sent_events(chunks: Iterator[Chunk]) -> Iterator[bytes]:
-    try:
-        for chunk in chunks:
-            yield f"data: {json.dumps(chunk)}\n\n".encode()
-    except (PhiEdgeError, MemoryError) as error:
-        yield error_event(error)
-    else:
-        yield _DONE
+ROUTES: tuple[Route[Routes], ...] = (
+    Route("GET", "/info", Routes.info, reply=ModelDescription),
+    Route(
+        "POST",
+        "/chat/completions",
+        Routes.azure_chat,
+        runs_model=True,
+        body=ChatRequest,
+        reply=Completion,
+        headers={EXTRA_PARAMETERS_HEADER: ExtraParameters},
+        query={"api-version": str},
+    ),
+    Route(
+        "POST",
+        "/v1/chat/completions",
+        Routes.openai_chat,
+        runs_model=True,
+        body=ChatRequest,
+        reply=Completion,
+    ),
+    Route("GET", "/v1/models", Routes.models, reply=ModelList),
+    Route("GET", "/v1/models/{model}", Routes.model, reply=ModelCard),
+)

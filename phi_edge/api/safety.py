@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
+from typing_extensions import override
 
 from phi_edge.engine.session import engine_errors, open_session
 from phi_edge.errors import HttpResponseError, PackageError
@@ -22,10 +23,10 @@ class ContentFilter(Protocol):
         """How much of a stream's end is held back, since what follows could make it a find."""
 
     def finds(self, text: str) -> bool:
-        """Whether a text has it."""
+        """Tell whether a text has it."""
 
 
-class BlockList:
+class BlockList(ContentFilter):
     """Finds words and phrases, whatever their case, as whole words."""
 
     def __init__(self, terms: Iterable[str]) -> None:
@@ -37,16 +38,16 @@ class BlockList:
         self._pattern = re.compile(rf"(?<!\w)(?:{any_term})(?!\w)", re.IGNORECASE)
 
     @property
+    @override
     def num_held_characters(self) -> int:
-        """See `ContentFilter.num_held_characters`."""
         return max(map(len, self._terms), default=0)
 
+    @override
     def finds(self, text: str) -> bool:
-        """See `ContentFilter.finds`."""
         return bool(self._terms) and self._pattern.search(text) is not None
 
 
-class TextClassifier:
+class TextClassifier(ContentFilter):
     """Finds what an ONNX text classifier puts into one of the labels to block.
 
     Takes the folder that the usual exporters write for a sequence classification model:
@@ -87,8 +88,8 @@ class TextClassifier:
         self._labels = sorted(blocked_labels)
         self._threshold = threshold
 
+    @override
     def finds(self, text: str) -> bool:
-        """See `ContentFilter.finds`."""
         first = self._tokenizer.encode(text)
         windows = [first, *first.overflowing]
         return any(self._probability(window.ids) >= self._threshold for window in windows)

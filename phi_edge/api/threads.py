@@ -20,11 +20,9 @@ _END: Any = object()
 async def call(function: Callable[[], T], cancel: threading.Event) -> T:
     """Call a function in a thread.
 
-    Args:
-        function: What to call.
-        cancel: Set when the task is cancelled; the function has to look at it. The task ends when
-            the function has, so that nothing goes on behind its back; one that still waits for a
-            thread is not called any more.
+    When the task is cancelled `cancel` is set, which the function has to look at. The task ends
+    when the function has, so that nothing goes on behind its back. A function that still waits for
+    a thread is not called any more.
 
     Raises:
         GenerationCancelled: `cancel` was set before the function was called.

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,11 +42,6 @@ _MIN_NEW_PART = 0.25
 _ABANDONED_SECONDS = 3600
 
 
-class _SavedImage(NamedTuple):
-    digest: bytes
-    num_tokens: int
-
-
 class DiskCache:
     """A folder of files that any number of processes may share.
 
@@ -58,13 +53,10 @@ class DiskCache:
     def __init__(
         self, folder: Path, manifest: Manifest, provider: str, max_bytes: int = MAX_DISK_CACHE_BYTES
     ) -> None:
-        """Use a folder, which is made if it is not there.
+        """Use a folder, which is made if it is not there, and which every package may use.
 
-        Args:
-            folder: The folder; every package may use the same.
-            manifest: The package's.
-            provider: What the engine runs on.
-            max_bytes: Most bytes of all files together, whoever wrote them.
+        The provider is what the engine runs on. All files of the folder together, whoever wrote
+        them, take at most `max_bytes`.
 
         Raises:
             OSError: The folder cannot be made.
@@ -81,7 +73,7 @@ class DiskCache:
         self._prefix = _digest(self._binding)[:16]
 
     def load_features(self, crops: ImageCrops) -> Features | None:
-        """The features of crops with the same pixels, if they are kept."""
+        """Load the features of crops with the same pixels, if they are kept."""
         facts = self._features_facts(crops)
 
         def read(file: CacheFile) -> Features | None:
@@ -100,12 +92,9 @@ class DiskCache:
         return {**self._binding, "pixels": crops.digest.hex()}
 
     def load_run(self, prompt: Prompt, features: Features, engine: Engine) -> Run | None:
-        """A run of what the prompt shares with a kept one, if there is such a one.
+        """Restore a run of what the prompt shares with a kept one, if there is such a one.
 
-        Args:
-            prompt: What the run is to be extended to.
-            features: Those of all its images, as in `Engine.start`.
-            engine: Restores the run.
+        The features are those of all images of the prompt, to which the run is to be extended.
         """
         path, num_common = self._find(prompt)
         if path is None or num_common < _MIN_TOKENS:
@@ -116,8 +105,8 @@ class DiskCache:
         def read(file: CacheFile) -> Run | None:
             if self._count_common(file, prompt) < num_common:
                 return None  # it was replaced since
-            rows = (part[:, :num_common] for part in file.arrays())
-            run = engine.restore(ids, known_features, rows, self._rope_limit(prompt))
+            key_values = (part[:, :num_common] for part in file.arrays())
+            run = engine.restore(ids, known_features, key_values, self._rope_limit(prompt))
             file.check()
             return run
 
@@ -138,12 +127,12 @@ class DiskCache:
             **self._binding,
             # All slots alike: which image fills them is told by the digests.
             "input_ids": np.maximum(prompt.input_ids, -1).tolist(),
-            "images": [(crops.digest.hex(), crops.num_tokens) for crops in prompt.images],
+            "images": [(digest.hex(), size) for digest, size in prompt.image_keys],
         }
-        self._write(self._path(facts, _RUN), facts, run.rows(prompt.num_tokens))
+        self._write(self._path(facts, _RUN), facts, run.export_kv(prompt.num_tokens))
 
     def _find(self, prompt: Prompt) -> tuple[Path | None, int]:
-        """The file that shares most tokens with a prompt, and how many."""
+        """Find the file that shares most tokens with a prompt, and how many."""
         best, num_best = None, 0
         for path in self._folder.glob(f"{self._prefix}-*{_RUN}"):
             num_common = self._read(path, lambda file: self._count_common(file, prompt)) or 0
@@ -157,18 +146,18 @@ class DiskCache:
         is_other = any(facts[name] != value for name, value in self._binding.items())
         if is_other or self._rope_limit(Prompt(ids)) != self._rope_limit(prompt):
             return 0
-        images = [_SavedImage(bytes.fromhex(sha256), size) for sha256, size in facts["images"]]
-        return count_common_tokens(ids, images, prompt.input_ids, prompt.images)
+        images = [(bytes.fromhex(sha256), size) for sha256, size in facts["images"]]
+        return count_common_tokens(ids, images, prompt.input_ids, prompt.image_keys)
 
     def _rope_limit(self, sequence: Prompt | Run) -> int:
-        """What tells the RoPE factors of a sequence, and so its keys."""
+        """Tell the RoPE factors of a sequence, and so its keys, from others."""
         return self._model.rope_limit(sequence.num_tokens)
 
     def _path(self, facts: Mapping[str, Any], suffix: str) -> Path:
         return self._folder / f"{self._prefix}-{_digest(facts)}{suffix}"
 
     def _use(self, path: Path, use: Callable[[CacheFile], _T]) -> _T | None:
-        """As `_read`, of a file that is then the most recently used."""
+        """Read a file, which is then the most recently used."""
         found = self._read(path, use)
         if found is not None:
             with contextlib.suppress(OSError):
@@ -176,7 +165,7 @@ class DiskCache:
         return found
 
     def _read(self, path: Path, use: Callable[[CacheFile], _T]) -> _T | None:
-        """What `use` gives; None if anything is wrong with the file."""
+        """Give what `use` makes of a file; None if anything is wrong with it."""
         try:
             with CacheFile(path) as file:
                 return use(file)

@@ -16,13 +16,11 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from typing_extensions import Self
 
 MAGIC = b"PHIEDGE\x01"
 TEMPORARY_PREFIX = ".writing-"
@@ -40,10 +38,8 @@ def write_cache_file(
 ) -> None:
     """Write a file that only this user can read; others see all of it or nothing.
 
-    Args:
-        path: Where; what is there is replaced.
-        facts: JSON that describes the arrays.
-        arrays: At least one, taken and written one by one.
+    The facts are JSON that describes the arrays. There is at least one of these; they are taken and
+    written one by one. A file that is there is replaced.
 
     Raises:
         OSError: It cannot be written, for want of room for example.
@@ -124,7 +120,7 @@ class CacheFile:
         self._digest = hashlib.sha256()
 
     def arrays(self) -> Iterator[npt.NDArray[Any]]:
-        """The arrays in their order, once. They must not be relied on before `check`."""
+        """Read the arrays in their order, once. They must not be relied on before `check`."""
         for _ in range(self._num_arrays):
             array = np.empty(self._shape, self._dtype)
             content = array.data.cast("B")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,7 @@ class FeatureCache:
         self._lock = threading.Lock()
 
     def get(self, crops: ImageCrops) -> Features | None:
-        """The features of crops with the same pixels, if they are kept."""
+        """Give the features of crops with the same pixels, if they are kept."""
         with self._lock:
             if crops.digest in self._features:
                 self._features.move_to_end(crops.digest)
@@ -48,16 +47,10 @@ class FeatureCache:
             num_bytes -= self._features.popitem(last=False)[1].nbytes
         return num_bytes
 
-    def clear(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._features.clear()
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Kept:
+class _Kept(NamedTuple):
     run: Run
-    images: tuple[ImageCrops, ...]
+    image_keys: list[tuple[bytes, int]]
 
 
 class PrefixCache:
@@ -72,16 +65,17 @@ class PrefixCache:
         self._lock = threading.Lock()
 
     def take(self, prompt: Prompt) -> Run | None:
-        """A run that has been rewound to what it shares with the prompt, if one is worth it.
+        """Take a run out, rewound to what it shares with the prompt, if one is worth it.
 
         It is when most of what the run holds is of use; a long conversation is not given up for
         another that shares its first sentence.
         """
+        image_keys = prompt.image_keys
         with self._lock:
             best, num_best = None, 0
             for kept in self._kept:
                 num_common = count_common_tokens(
-                    kept.run.input_ids, kept.images, prompt.input_ids, prompt.images
+                    kept.run.input_ids, kept.image_keys, prompt.input_ids, image_keys
                 )
                 if num_common > num_best and 2 * num_common >= kept.run.num_tokens:
                     best, num_best = kept, num_common
@@ -94,7 +88,7 @@ class PrefixCache:
     def put(self, prompt: Prompt, run: Run) -> None:
         """Keep a run that began with a prompt, as far as there is room."""
         with self._lock:
-            self._kept.append(_Kept(run, prompt.images))
+            self._kept.append(_Kept(run, prompt.image_keys))
             self._shrink(self._max_bytes)
 
     def shrink(self, max_bytes: int) -> None:
@@ -107,35 +101,17 @@ class PrefixCache:
         while self._kept and num_bytes > max_bytes:
             num_bytes -= self._kept.pop(0).run.num_bytes
 
-    def clear(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._kept.clear()
-
-
-class _Digested(Protocol):
-    """What tells an image from others; `ImageCrops` has it."""
-
-    @property
-    def digest(self) -> bytes: ...
-
-    @property
-    def num_tokens(self) -> int: ...
-
 
 def count_common_tokens(
     first_ids: npt.NDArray[np.int64],
-    first_images: Sequence[_Digested],
+    first_images: Sequence[tuple[bytes, int]],
     second_ids: npt.NDArray[np.int64],
-    second_images: Sequence[_Digested],
+    second_images: Sequence[tuple[bytes, int]],
 ) -> int:
-    """How many tokens two sequences begin with alike, image slots by the pixels behind them.
+    """Count the tokens that two sequences begin with alike, image slots by their pixels.
 
-    Args:
-        first_ids: int64 [num_tokens]; negative ids are image slots.
-        first_images: What fills the slots, in sequence order.
-        second_ids: As the first.
-        second_images: As the first.
+    Ids are int64 [num_tokens], negative ones image slots; the images that fill these are given by
+    their `Prompt.image_keys`.
     """
     length = min(len(first_ids), len(second_ids))
     first, second = (np.maximum(ids[:length], -1) for ids in (first_ids, second_ids))
@@ -143,8 +119,8 @@ def count_common_tokens(
     num_common = int(different[0]) if different.size else length
     num_shared_slots = 0
     for one, other in zip(first_images, second_images, strict=False):
-        if one.digest != other.digest:
+        if one != other:
             break
-        num_shared_slots += one.num_tokens
+        num_shared_slots += one[1]
     slots = np.flatnonzero(first[:num_common] < 0)
     return int(slots[num_shared_slots]) if len(slots) > num_shared_slots else num_common

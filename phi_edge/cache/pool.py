@@ -13,7 +13,7 @@ from phi_edge.cache.memory import FeatureCache, PrefixCache, count_common_tokens
 from phi_edge.engine.base import Engine, Features, Run, check_cancelled
 from phi_edge.errors import EngineError
 from phi_edge.image.crops import ImageCrops
-from phi_edge.planning.budget import MemoryBudget
+from phi_edge.planning.memory import MemoryBudget
 from phi_edge.text.prompt import Prompt
 
 logger = logging.getLogger(__name__)
@@ -43,8 +43,8 @@ class RunPool:
 
     def close(self) -> None:
         """Free the graphs, and forget what is kept in memory."""
-        self._features.clear()
-        self._prefixes.clear()
+        self._features.shrink(0)
+        self._prefixes.shrink(0)
         if self._engine is not None:
             self._engine.close()
             self._engine = None
@@ -61,7 +61,7 @@ class RunPool:
         return self._engine
 
     def encode_image(self, crops: ImageCrops, cancel: threading.Event | None) -> Features:
-        """See `Model.encode_image`."""
+        """Encode an image, or give the features that are kept."""
         features = self._features.get(crops)
         if features is not None:
             return features
@@ -82,7 +82,7 @@ class RunPool:
         max_tokens: int | None,
         batch_size: int,
     ) -> Run:
-        """See `Model.start`."""
+        """Prefill a prompt, or what is not kept of it; the run comes back when it is done with."""
         engine = self.engine
         run = self._prefixes.take(prompt)
         self._make_room(prompt, max_tokens, batch_size)
@@ -128,8 +128,8 @@ class RunPool:
 
     @staticmethod
     def _begins_with(run: Run, prompt: Prompt) -> bool:
-        """Whether a run, which may have been rewound, has the whole prompt still."""
-        images = prompt.images
+        """Tell whether a run, which may have been rewound, has the whole prompt still."""
+        images = prompt.image_keys
         shared = count_common_tokens(run.input_ids, images, prompt.input_ids, images)
         return shared == prompt.num_tokens
 

@@ -62,7 +62,7 @@ def chat(
 
 
 def _ask() -> Iterator[str]:
-    """Questions from the terminal, or from a pipe line by line."""
+    """Read questions from the terminal, or from a pipe line by line."""
     is_terminal = sys.stdin.isatty()
     while True:
         if is_terminal:

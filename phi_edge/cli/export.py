@@ -172,7 +172,7 @@ def export(
 
 
 def _default_cache(precision: str, method: str | None, provider: str) -> str:
-    """The type of the key/value cache, where none is asked for."""
+    """Choose the type of the key/value cache, where none is asked for."""
     if (precision, provider) != ("int4", "cpu") or method not in (None, "gptq"):
         return "float"
     release = import_onnxruntime().__version__.split(".")
@@ -180,7 +180,7 @@ def _default_cache(precision: str, method: str | None, provider: str) -> str:
 
 
 def _read_bits(text: str) -> tuple[str, int]:
-    """A pattern of layer names, and bits."""
+    """Read a pattern of layer names, and bits."""
     pattern, _, bits = text.rpartition("=")
     if not pattern or bits not in ("4", "8"):
         raise click.UsageError(f"--bits takes PATTERN=4 or PATTERN=8, not {text!r}")
@@ -188,7 +188,7 @@ def _read_bits(text: str) -> tuple[str, int]:
 
 
 def _tool(name: str) -> ModuleType:
-    """The folder `export` or `quantize`: inside the installed package, or beside it in a
+    """Import the folder `export` or `quantize`: inside the installed package, or beside it in a
     checkout.
     """
     installed = f"phi_edge.{name}"
@@ -223,12 +223,12 @@ def certify(
     samples_path: Path | None,
     as_json: bool,
     provider: str,
-    threads: int | None,
+    num_threads: int | None,
 ) -> None:
     """Tell what the conversion of PACKAGE has changed, and write it down in the package."""
     samples = read_samples(samples_path) if samples_path else bundled_samples("held_out")
     manifest = package.read_manifest(model_path)
-    load = partial(load_model, provider=provider, num_threads=threads)
+    load = partial(load_model, provider=provider, num_threads=num_threads)
     opening: AbstractContextManager[Reference]
     if (Path(reference) / package.MANIFEST_FILE).is_file():
         package.read_manifest(Path(reference))
@@ -274,13 +274,13 @@ def _package_reference(folder: Path, load: Callable[[Path], Model]) -> Iterator[
 
 
 def _checkpoint_reference(checkpoint: Any, model_path: Path) -> AbstractContextManager[Reference]:
-    """A checkpoint, which is run layer by layer beside the package on the disk."""
+    """Open a checkpoint, which is run layer by layer beside the package on the disk."""
     folder = model_path.resolve().with_name(f".{model_path.name}.certificate")
     return nullcontext(_tool("export").CheckpointReference(checkpoint, folder))
 
 
 def _show_worst_layers(manifest: package.Manifest) -> None:
-    """The layers whose outputs calibration found to be changed most, and how they are run."""
+    """Show the layers whose outputs calibration found to be changed most."""
     layers = manifest.recipe.get("layers") or {}
     if not layers:
         return

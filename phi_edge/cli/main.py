@@ -13,8 +13,11 @@ from phi_edge.errors import PhiEdgeError
 
 from .chat import chat
 from .export import certify, export
-from .inspect import bench, calibrate, doctor, info, verify
+from .inspect import doctor, info, verify
 from .serve import serve
+from .speed import bench, calibrate, estimate
+
+logger = logging.getLogger(__name__)
 
 _INTERRUPTED = 130
 
@@ -33,8 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except PhiEdgeError as error:
         _fail(str(error), 1)
     except ValueError as error:
+        logger.info("what was refused", exc_info=True)  # or a fault of ours
         _fail(str(error), 2)
     except (OSError, MemoryError) as error:
+        logger.info("what failed", exc_info=True)
         _fail(f"{type(error).__name__}: {error}", 1)
 
 
@@ -53,5 +58,5 @@ def cli(*, verbose: bool) -> None:
     )
 
 
-for _command in (export, chat, serve, info, verify, certify, doctor, calibrate, bench):
+for _command in (export, chat, serve, info, verify, certify, doctor, estimate, calibrate, bench):
     cli.add_command(_command)

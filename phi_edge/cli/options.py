@@ -13,10 +13,13 @@ import click
 from phi_edge.engine.probe import AUTO
 from phi_edge.engine.providers import PROVIDERS
 from phi_edge.generation.options import GenerationOptions, SharedOptions
-from phi_edge.loading import ENGINES, load_model
+from phi_edge.loading import BUNDLED_MODEL, ENGINES, LoadOptions, load_model
 
 Command = Callable[..., Any]
 
+package_argument = click.argument(
+    "model_path", metavar="[PACKAGE]", type=click.Path(path_type=Path), default=BUNDLED_MODEL
+)
 provider_option = click.option(
     "--provider",
     type=click.Choice([AUTO, *PROVIDERS]),
@@ -24,7 +27,9 @@ provider_option = click.option(
     show_default=True,
     help="Execution provider; auto is what the package was built for, where that works.",
 )
-threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
+threads_option = click.option(
+    "--threads", "num_threads", type=click.IntRange(min=1), help="CPU threads."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 model_option = click.option(
     "--model",
@@ -88,26 +93,10 @@ def loading_options(command: Command) -> Command:
     """Give a command the options of how a package is loaded; it gets a function `load`."""
 
     @functools.wraps(command)
-    def loading(
-        *,
-        provider: str,
-        provider_options: dict[str, str],
-        engine: str,
-        threads: int | None,
-        max_ram_mb: int | None,
-        disk_cache: Path | None,
-        **arguments: Any,
-    ) -> Any:
-        load = functools.partial(
-            load_model,
-            provider=provider,
-            provider_options=provider_options,
-            engine=engine,
-            num_threads=threads,
-            max_ram_mb=max_ram_mb,
-            disk_cache=disk_cache,
-        )
-        return command(load=load, **arguments)
+    def loading(**arguments: Any) -> Any:
+        names = LoadOptions.__optional_keys__ & arguments.keys()
+        settings = {name: arguments.pop(name) for name in names}
+        return command(load=functools.partial(load_model, **settings), **arguments)
 
     result: Command = loading
     for option in reversed(_LOADING):
@@ -137,7 +126,7 @@ def generation_options(command: Command) -> Command:
 
 
 def _shared_option(name: str) -> Callable[[Command], Command]:
-    """A field of `SharedOptions`, which checks its range, as an option of its own name."""
+    """Make an option of a field of `SharedOptions`, which checks its range."""
     field = SharedOptions.model_fields[name]
     default = _CHAT_DEFAULTS.get(name, field.default)
     kind, *_ = get_args(field.annotation) or (field.annotation,)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import click
+
 # Over which speed is estimated; a layer can take a minute to calibrate.
 _SPEED_SECONDS = 600
+
+
+def show(facts: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print names and values, as JSON or as a table."""
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        show_facts(facts)
 
 
 def show_facts(facts: Mapping[str, Any]) -> None:

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Self
 
 from phi_edge.errors import ContextLengthError, GenerationCancelled, PromptError
 from phi_edge.image.crops import ImageCrops
-from phi_edge.package import ModelInfo
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from phi_edge.package import ModelConfig
 
 Logits = npt.NDArray[np.float32]
 Features = npt.NDArray[np.float32]
 # Keys or values of one layer, [kv_heads, num_tokens, head_size], in the cache's own type.
-Rows = npt.NDArray[Any]
+KeyValues = npt.NDArray[Any]
 
 
 class Batch(Protocol):
     """Sequences that begin alike, are equally long, and grow together.
 
-    What a step costs is mostly reading the weights, which it does once for all rows.
+    What a step costs is mostly reading the weights, which it does once for all members.
     """
 
     @property
@@ -40,38 +39,56 @@ class Batch(Protocol):
         """Add one token to each sequence.
 
         Returns:
-            float32 [num_rows, vocab_size].
+            float32 [batch_size, vocab_size].
 
         Raises:
             ContextLengthError: The sequences have `max_tokens`.
         """
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def keep(self, members: Sequence[int]) -> None:
         """Drop all sequences but these, which are numbered anew in this order."""
 
 
-class Run(Protocol):
+class Run(ABC):
     """One sequence, with the keys and values of its tokens cached.
 
     At the end of a `with` block it goes back to where it came from, and is not to be used again.
+    What the tokens are is kept here; an engine runs those that are not cached.
     """
 
-    def __enter__(self) -> Self: ...
+    def __init__(self, model: ModelConfig) -> None:
+        """Begin a sequence without tokens, to be extended before anything else."""
+        self._model = model
+        self._ids: list[int] = []
+        self._image_features = np.empty((0, model.hidden_size), model.io_dtype)
+        self._cancel: threading.Event | None = None
+        self._take_back: Callable[[Run], None] | None = None
 
-    def __exit__(self, *args: object) -> None: ...
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        take_back, self._take_back = self._take_back, None
+        if take_back is not None:
+            take_back(self)
 
     def lend(self, take_back: Callable[[Run], None]) -> Self:
         """Give the run itself, which goes to `take_back` at the end of the next `with` block."""
+        self._take_back = take_back
+        return self
 
     @property
     def input_ids(self) -> npt.NDArray[np.int64]:
         """int64 [num_tokens]; negative ids are image slots."""
+        return np.array(self._ids, np.int64)
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the sequence, image slots included."""
+        return len(self._ids)
 
     @property
+    @abstractmethod
     def num_cached(self) -> int:
         """How many of the first tokens need not be run again.
 
@@ -79,14 +96,17 @@ class Run(Protocol):
         """
 
     @property
+    @abstractmethod
     def num_bytes(self) -> int:
         """Memory that the sequence holds."""
 
     @property
+    @abstractmethod
     def logits(self) -> Logits:
         """float32 [vocab_size]: scores of the token after the last one."""
 
     @property
+    @abstractmethod
     def room(self) -> int:
         """Most tokens that the next `append` takes; 0 when the context is full.
 
@@ -110,6 +130,18 @@ class Run(Protocol):
             ValueError: A step has not so much `room`, or there is no token. After any of these
                 errors the sequence is as it was.
         """
+        step: list[int] = np.atleast_1d(token_ids).tolist()
+        for token_id in step:
+            if not 0 <= token_id < self._model.vocab_size:
+                raise PromptError(
+                    f"token id {token_id} is outside the vocabulary of {self._model.vocab_size}"
+                )
+        if self.num_tokens + len(step) > self._model.context_length:
+            raise ContextLengthError(self.num_tokens + len(step), self._model.context_length)
+        if not 1 <= len(step) <= self.room:
+            raise ValueError(f"a step takes 1 to {self.room} tokens here, not {len(step)}")
+        self._ids += step
+        return self._run_pending(len(step) - 1).reshape(*np.shape(token_ids), -1)
 
     def extend(
         self,
@@ -117,63 +149,7 @@ class Run(Protocol):
         image_features: Features,
         cancel: threading.Event | None = None,
     ) -> None:
-        """Prefill more tokens; see `Engine.start`. From now on `cancel` is what stops the run."""
-
-    def rewind(self, num_tokens: int) -> None:
-        """Drop all tokens but the first `num_tokens`, at least one."""
-
-    def fork(self, num_rows: int) -> Batch | None:
-        """So many copies of the sequence; None if the engine runs one sequence at a time."""
-
-    def rows(self, num_tokens: int) -> Iterator[Rows]:
-        """Cached keys and values of the first tokens, in an order of the engine's own.
-
-        They can be given to `Engine.restore` of the same package, in another process too.
-
-        Raises:
-            ValueError: So many tokens are not cached.
-        """
-
-
-class Lent:
-    """What makes a `Run` go back where it came from, for engines to inherit."""
-
-    _take_back: Callable[[Any], None] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        take_back, self._take_back = self._take_back, None
-        if take_back is not None:
-            take_back(self)
-
-    def lend(self, take_back: Callable[[Any], None]) -> Self:
-        """See `Run.lend`."""
-        self._take_back = take_back
-        return self
-
-
-class Engine(Protocol):
-    """Runs the graphs of one package."""
-
-    def encode_image(self, crops: ImageCrops, cancel: threading.Event | None = None) -> Features:
-        """float32 [num_tokens, hidden_size]: what takes the place of token embeddings.
-
-        Raises:
-            GenerationCancelled: `cancel` was set; see `CancelToken`.
-        """
-
-    def begin(self) -> Run:
-        """Make a sequence without tokens, to be extended before anything else."""
-
-    def start(
-        self,
-        input_ids: npt.NDArray[np.int64],
-        image_features: Features,
-        cancel: threading.Event | None = None,
-    ) -> Run:
-        """Prefill a sequence, which is lost if that does not come to its end.
+        """Prefill more tokens.
 
         Args:
             input_ids: int64 [num_tokens]; negative ids are image slots.
@@ -186,25 +162,88 @@ class Engine(Protocol):
             ContextLengthError: The sequence is longer than the context.
             GenerationCancelled: `cancel` was set.
         """
+        check_tokens(self._model, self.num_tokens + len(input_ids), input_ids, image_features)
+        self._image_features = np.concatenate(
+            [self._image_features, image_features], dtype=self._model.io_dtype
+        )
+        self._ids += input_ids.tolist()
+        self._cancel = cancel
+        self._run_pending(0)
+
+    def rewind(self, num_tokens: int) -> None:
+        """Drop all tokens but the first `num_tokens`, at least one."""
+        if not 1 <= num_tokens <= self.num_tokens:
+            raise ValueError(
+                f"cannot rewind a sequence of {self.num_tokens} tokens to {num_tokens}"
+            )
+        if num_tokens < self.num_tokens:
+            num_features = len(self._image_features) - self._num_slots(num_tokens)
+            self._image_features = self._image_features[:num_features]
+            del self._ids[num_tokens:]
+            self._forget()
+
+    def _num_slots(self, start: int) -> int:
+        """Count the image slots from the token `start` on."""
+        return sum(token_id < 0 for token_id in self._ids[start:])
+
+    @abstractmethod
+    def _run_pending(self, num_earlier: int) -> Logits:
+        """Run every token that is not cached, in chunks, between which it can be cancelled.
+
+        Returns:
+            float32 [num_earlier + 1, vocab_size]: logits of the last tokens.
+        """
+
+    @abstractmethod
+    def _forget(self) -> None:
+        """Note that the sequence was cut: what is cached beyond its end is of no use."""
+
+    @abstractmethod
+    def fork(self, batch_size: int) -> Batch | None:
+        """Copy the sequence into a batch; None if the engine runs one sequence at a time."""
+
+    @abstractmethod
+    def export_kv(self, num_tokens: int) -> Iterator[KeyValues]:
+        """Give the cached keys and values of the first tokens, in an order of the engine's own.
+
+        They can be given to `Engine.restore` of the same package, in another process too.
+
+        Raises:
+            ValueError: So many tokens are not cached.
+        """
+
+
+class Engine(Protocol):
+    """Runs the graphs of one package."""
+
+    def encode_image(self, crops: ImageCrops, cancel: threading.Event | None = None) -> Features:
+        """Encode an image: float32 [num_tokens, hidden_size], in the place of token embeddings.
+
+        Raises:
+            GenerationCancelled: `cancel` was set; see `CancelToken`.
+        """
+
+    def begin(self) -> Run:
+        """Make a sequence without tokens, to be extended before anything else."""
 
     def restore(
         self,
         input_ids: npt.NDArray[np.int64],
         image_features: Features,
-        rows: Iterable[Rows],
+        key_values: Iterable[KeyValues],
         rope_limit: int,
     ) -> Run:
-        """A run with the keys and values that `Run.rows` gave, to be extended.
+        """Make a run of what `Run.export_kv` gave, to be extended.
 
         Args:
-            input_ids: int64 [num_tokens], the tokens that the rows belong to.
-            image_features: As in `start`.
-            rows: All that `Run.rows` gave, in its order.
-            rope_limit: `ModelInfo.rope_limit` of the run that they are of; a sequence that has
+            input_ids: int64 [num_tokens], the tokens that the keys and values belong to.
+            image_features: As in `Run.extend`.
+            key_values: All that `Run.export_kv` gave, in its order.
+            rope_limit: `ModelConfig.rope_limit` of the run that they are of; a sequence that has
                 another is prefilled again.
 
         Raises:
-            PromptError, ContextLengthError: As in `start`.
+            PromptError, ContextLengthError: As in `Run.extend`.
         """
 
     def close(self) -> None:
@@ -218,12 +257,12 @@ def check_cancelled(cancel: threading.Event | None) -> None:
 
 
 def check_tokens(
-    model: ModelInfo,
+    model: ModelConfig,
     num_tokens: int,
     input_ids: npt.NDArray[np.int64],
     image_features: Features,
 ) -> None:
-    """Check tokens that would make a sequence `num_tokens` long; see `Engine.start`."""
+    """Check tokens that would make a sequence `num_tokens` long; see `Run.extend`."""
     if num_tokens == 0:
         raise PromptError("the prompt has no tokens")
     if num_tokens > model.context_length:
@@ -236,26 +275,5 @@ def check_tokens(
     if image_features.shape != (num_slots, model.hidden_size):
         raise PromptError(
             f"the prompt has {num_slots} image slots and the images give "
-            f"{len(image_features)} rows of features: name each image exactly once"
+            f"{len(image_features)} features: name each image exactly once"
         )
-
-
-def check_step(model: ModelInfo, run: Run, token_ids: int | Sequence[int]) -> list[int]:
-    """Check tokens that are to follow a sequence, and give them as a list; see `Run.append`."""
-    step: list[int] = np.atleast_1d(token_ids).tolist()
-    for token_id in step:
-        if not 0 <= token_id < model.vocab_size:
-            raise PromptError(
-                f"token id {token_id} is outside the vocabulary of {model.vocab_size}"
-            )
-    if run.num_tokens + len(step) > model.context_length:
-        raise ContextLengthError(run.num_tokens + len(step), model.context_length)
-    if not 1 <= len(step) <= run.room:
-        raise ValueError(f"a step takes 1 to {run.room} tokens here, not {len(step)}")
-    return step
-
-
-def check_rewind(num_tokens: int, length: int) -> None:
-    """Check that a sequence can be cut to its first `num_tokens`; see `Run.rewind`."""
-    if not 1 <= num_tokens <= length:
-        raise ValueError(f"cannot rewind a sequence of {length} tokens to {num_tokens}")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from importlib.metadata import distributions
 
-from phi_edge.engine.probe import Choice, ProbeResult, choose_provider, probe
+from phi_edge.engine.probe import ProbeResult, ProviderChoice, choose_provider, probe
 from phi_edge.engine.providers import PROVIDERS
 from phi_edge.engine.session import import_onnxruntime
 from phi_edge.errors import ProviderError
@@ -43,7 +43,7 @@ class Diagnosis:
     problems: tuple[str, ...]
     telemetry: bool
     providers: Mapping[str, ProbeResult]
-    default: Choice | None
+    default: ProviderChoice | None
 
     @property
     def is_well(self) -> bool:
@@ -56,7 +56,7 @@ class Diagnosis:
         )
 
     def summary(self) -> dict[str, object]:
-        """The same for a reader."""
+        """Give the same for a reader."""
         return {
             "python": self.python,
             "onnxruntime": self.onnxruntime or "none",
@@ -74,11 +74,7 @@ class Diagnosis:
 
 
 def examine(built_for: str = "cpu") -> Diagnosis:
-    """Look at the installation, and probe every provider.
-
-    Args:
-        built_for: `Manifest.provider` of the package that is to run.
-    """
+    """Look at the installation, and probe every provider, for a package's `Manifest.provider`."""
     installed = _installed()
     problems = list(find_conflicts(installed))
     version, results, default = None, {}, None

@@ -12,28 +12,28 @@ import importlib
 import json
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from phi_edge import package
 from phi_edge.engine.base import (
+    Engine,
     Features,
-    Lent,
+    KeyValues,
     Logits,
-    Rows,
+    Run,
     check_cancelled,
-    check_rewind,
-    check_step,
-    check_tokens,
 )
 from phi_edge.engine.probe import PROBES
 from phi_edge.engine.providers import find_provider
-from phi_edge.engine.session import encode_image, engine_errors, import_onnxruntime, open_session
+from phi_edge.engine.session import engine_errors, import_onnxruntime, open_session
+from phi_edge.engine.vision import encode_image
 from phi_edge.errors import EngineError, ProviderError
 from phi_edge.image.crops import ImageCrops
 from phi_edge.package import Manifest
@@ -48,11 +48,11 @@ _CHUNK_SIZE = 256
 # larger cache and a new prefill.
 _ROOM = 1024
 
-_NO_ROWS = "onnxruntime-genai keeps keys and values to itself: use the engine 'onnxruntime'"
+_NO_KEY_VALUES = "onnxruntime-genai keeps keys and values to itself: use the engine 'onnxruntime'"
 
 
-class GenaiEngine:
-    """Runs a package on onnxruntime-genai; a `phi_edge.engine.base.Engine`."""
+class GenaiEngine(Engine):
+    """Runs a package on onnxruntime-genai."""
 
     def __init__(
         self,
@@ -92,47 +92,37 @@ class GenaiEngine:
         self._vision_provider = "cpu" if record.genai_adds else provider
 
     @cached_property
-    def _vision(self) -> Any:
+    def vision(self) -> Any:
+        """A session of the vision graph, opened when the first image comes."""
         path = self._folder / package.GRAPH_FILES[package.VISION]
         return open_session(path, self._vision_provider, self._num_threads)
 
+    @override
     def encode_image(self, crops: ImageCrops, cancel: threading.Event | None = None) -> Features:
-        """See `Engine.encode_image`."""
-        return encode_image(self._vision, crops, cancel)
+        return encode_image(self.vision, crops, cancel)
 
+    @override
     def begin(self) -> GenaiRun:
-        """See `Engine.begin`."""
         return GenaiRun(self)
 
-    def start(
-        self,
-        input_ids: npt.NDArray[np.int64],
-        image_features: Features,
-        cancel: threading.Event | None = None,
-    ) -> GenaiRun:
-        """See `Engine.start`."""
-        run = self.begin()
-        run.extend(input_ids, image_features, cancel)
-        return run
-
+    @override
     def restore(
         self,
         input_ids: npt.NDArray[np.int64],
         image_features: Features,
-        rows: Iterable[Rows],
+        key_values: Iterable[KeyValues],
         rope_limit: int,
     ) -> GenaiRun:
-        """Refuse: onnxruntime-genai takes no keys and values."""
-        raise EngineError(_NO_ROWS)
+        raise EngineError(_NO_KEY_VALUES)
 
+    @override
     def close(self) -> None:
-        """See `Engine.close`."""
         self.genai_model = None
-        self.__dict__.pop("_vision", None)
+        self.__dict__.pop("vision", None)
 
 
-class GenaiRun(Lent):
-    """One sequence on onnxruntime-genai; a `phi_edge.engine.base.Run`.
+class GenaiRun(Run):
+    """One sequence on onnxruntime-genai.
 
     onnxruntime-genai cannot rewind this model, add images to a sequence, or enlarge a cache, and
     keeps a sequence's keys where its RoPE factors change. In these cases the whole
@@ -141,114 +131,70 @@ class GenaiRun(Lent):
 
     def __init__(self, engine: GenaiEngine) -> None:
         """Begin a sequence that has no tokens yet."""
+        super().__init__(engine.model)
         self._engine = engine
-        self._model = engine.model
-        self._ids: list[int] = []
-        self._image_features = np.empty((0, engine.model.hidden_size), engine.model.io_dtype)
-        self._cancel: threading.Event | None = None
         self._generator: Any = None
+        self._num_features = 0  # that the generator has
         self._capacity = 0
         self._num_cached = 0
         self._logits: Logits | None = None
 
     @property
-    def input_ids(self) -> npt.NDArray[np.int64]:
-        """See `Run.input_ids`."""
-        return np.array(self._ids, np.int64)
-
-    @property
-    def num_tokens(self) -> int:
-        """See `Run.num_tokens`."""
-        return len(self._ids)
-
-    @property
+    @override
     def num_cached(self) -> int:
-        """See `Run.num_cached`."""
         return self._num_cached
 
     @property
+    @override
     def num_bytes(self) -> int:
-        """See `Run.num_bytes`."""
         return self._capacity * self._model.cache_bytes_per_token + self._image_features.nbytes
 
     @property
+    @override
     def logits(self) -> Logits:
-        """See `Run.logits`."""
-        if self._logits is None:
-            self._prefill()
-        return self._current_logits()
+        return self._run_pending(0) if self._logits is None else self._logits.copy()
 
     @property
+    @override
     def room(self) -> int:
-        """See `Run.room`; onnxruntime-genai gives the logits of one token a step."""
+        # onnxruntime-genai gives the logits of one token a step.
         return min(1, self._model.context_length - len(self._ids))
 
-    def append(self, token_ids: int | Sequence[int]) -> Logits:
-        """See `Run.append`."""
-        self._ids += check_step(self._model, self, token_ids)
-        self._prefill()
-        return self._current_logits().reshape(*np.shape(token_ids), -1)
+    @override
+    def fork(self, batch_size: int) -> None:
+        return None  # a generator's cache cannot be copied
 
-    def extend(
-        self,
-        input_ids: npt.NDArray[np.int64],
-        image_features: Features,
-        cancel: threading.Event | None = None,
-    ) -> None:
-        """See `Run.extend`."""
-        check_tokens(self._model, len(self._ids) + len(input_ids), input_ids, image_features)
-        if len(image_features):
-            self._drop()
-        num_slots = sum(token_id < 0 for token_id in self._ids)
-        self._image_features = np.concatenate(
-            [self._image_features[:num_slots], image_features], dtype=self._model.io_dtype
-        )
-        self._ids += input_ids.tolist()
-        self._cancel = cancel
-        self._prefill()
+    @override
+    def export_kv(self, num_tokens: int) -> Iterator[KeyValues]:
+        raise EngineError(_NO_KEY_VALUES)
 
-    def rewind(self, num_tokens: int) -> None:
-        """See `Run.rewind`."""
-        check_rewind(num_tokens, len(self._ids))
-        if num_tokens < len(self._ids):
-            del self._ids[num_tokens:]
-            num_slots = sum(token_id < 0 for token_id in self._ids)
-            self._image_features = self._image_features[:num_slots]
-            self._drop()
-
-    def fork(self, num_rows: int) -> None:
-        """See `Run.fork`; a generator's cache cannot be copied."""
-
-    def rows(self, num_tokens: int) -> Iterator[Rows]:
-        """Refuse: onnxruntime-genai does not give them."""
-        raise EngineError(_NO_ROWS)
-
-    def _current_logits(self) -> Logits:
-        if self._logits is None:
-            raise EngineError("the sequence has no logits: its prefill did not come to an end")
-        logits: Logits = self._logits.copy()
-        return logits
-
-    def _drop(self) -> None:
+    @override
+    def _forget(self) -> None:
         """Give the cache back; the next prefill is one of the whole sequence."""
         self._generator, self._logits = None, None
         self._num_cached = self._capacity = 0
 
-    def _prefill(self) -> None:
-        """Run every token that is not cached."""
+    @override
+    def _run_pending(self, num_earlier: int) -> Logits:
         self._logits = None
         rope_limit = self._model.rope_limit(len(self._ids))
-        if len(self._ids) > self._capacity or self._model.rope_limit(self._num_cached) < rope_limit:
-            self._drop()
+        if (
+            len(self._ids) > self._capacity
+            or len(self._image_features) > self._num_features
+            or self._model.rope_limit(self._num_cached) < rope_limit
+        ):
+            self._forget()
         try:
             with engine_errors("running onnxruntime-genai"):
                 while self._num_cached < len(self._ids):
                     check_cancelled(self._cancel)
                     self._run_chunk()
-                self._logits = np.array(self._generator.get_logits()[0, -1], np.float32)
+                logits: Logits = np.array(self._generator.get_logits()[0, -1], np.float32)
         except EngineError:
-            self._drop()  # nobody knows what is in the cache now
+            self._forget()  # nobody knows what is in the cache now
             raise
+        self._logits = logits
+        return np.array(logits)
 
     def _run_chunk(self) -> None:
         start, stop = self._num_cached, self._num_cached + _CHUNK_SIZE
@@ -271,9 +217,10 @@ class GenaiRun(Lent):
         parameters.set_search_options(max_length=self._capacity, do_sample=False)
         inputs = og.NamedTensors()
         inputs[package.INPUT_IDS] = np.array([token_ids], np.int32)
-        if len(self._image_features):
+        self._num_features = len(self._image_features)
+        if self._num_features:
             inputs[package.PIXEL_VALUES] = self._image_features
-            inputs["num_image_tokens"] = np.array([[len(self._image_features)]], np.int64)
+            inputs["num_image_tokens"] = np.array([[self._num_features]], np.int64)
         generator = og.Generator(self._engine.genai_model, parameters)
         generator.set_inputs(inputs)
         return generator

@@ -11,29 +11,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from phi_edge.engine.base import KeyValues
 from phi_edge.engine.session import import_onnxruntime
 from phi_edge.errors import OutOfMemoryError
-from phi_edge.package import ModelInfo, past_name, present_name
+from phi_edge.package import ModelConfig, past_name, present_name
 
 _MIN_CAPACITY = 256
 
 
 class KeyValueCache:
-    """Buffers [num_rows, kv_heads, capacity, head_size], keys and values of each layer.
+    """Buffers [batch_size, kv_heads, capacity, head_size], keys and values of each layer.
 
     Every buffer is the decoder's input and output at once: a step writes its tokens in place
     and nothing is copied. When the context outgrows the buffers they double.
 
     Attributes:
         capacity: Tokens of each sequence that the buffers hold.
-        num_rows: Sequences.
+        batch_size: Number of sequences.
     """
 
     def __init__(
-        self, model: ModelInfo, device: str, device_id: int = 0, num_rows: int = 1
+        self, model: ModelConfig, device: str, device_id: int = 0, batch_size: int = 1
     ) -> None:
         self.capacity = 0
-        self.num_rows = num_rows
+        self.batch_size = batch_size
         self._num_touched = 0
         self._model = model
         self._device = device
@@ -48,30 +49,30 @@ class KeyValueCache:
         """
         if num_tokens <= self.capacity:
             return False
-        self._allocate(self._grown(num_tokens), num_kept, range(self.num_rows))
+        self._allocate(self._grown(num_tokens), num_kept, range(self.batch_size))
         return True
 
     def _grown(self, num_tokens: int) -> int:
-        """The capacity, doubled until it holds so many tokens."""
+        """Double the capacity until it holds so many tokens."""
         capacity = max(_MIN_CAPACITY, self.capacity)
         while capacity < num_tokens:
             capacity *= 2
         return min(capacity, self._model.context_length)
 
-    def keep(self, rows: Sequence[int], num_tokens: int) -> None:
-        """Drop all rows but these, of which `num_tokens` are kept, into buffers to be bound."""
-        self.num_rows = len(rows)
-        self._allocate(self.capacity, num_tokens, rows)
+    def keep(self, members: Sequence[int], num_tokens: int) -> None:
+        """Keep the first `num_tokens` of these sequences alone, in buffers that are to be bound."""
+        self.batch_size = len(members)
+        self._allocate(self.capacity, num_tokens, members)
 
-    def _allocate(self, capacity: int, num_kept: int, rows: Sequence[int]) -> None:
-        """Make new buffers, with the first tokens of some rows of the old ones."""
+    def _allocate(self, capacity: int, num_kept: int, members: Sequence[int]) -> None:
+        """Make new buffers, with the first tokens of some sequences of the old ones."""
         self.capacity = 0  # of some buffers new and some old, if memory ends
         for place in self._places():
             array = self._zeros(self._model.cache_dtype, capacity)
             if num_kept:
                 old = self._buffers[place].numpy()
-                for new_row, row in enumerate(rows):
-                    array[new_row, :, :num_kept] = old[row, :, :num_kept]
+                for place_in_batch, member in enumerate(members):
+                    array[place_in_batch, :, :num_kept] = old[member, :, :num_kept]
             self._put(place, array)
         self.capacity = capacity
 
@@ -81,22 +82,22 @@ class KeyValueCache:
 
     def _zeros(self, dtype: str, capacity: int) -> npt.NDArray[Any]:
         model = self._model
-        shape = (self.num_rows, model.num_key_value_heads, capacity, model.head_size)
+        shape = (self.batch_size, model.num_key_value_heads, capacity, model.head_size)
         return _untouched_zeros(shape, dtype)
 
     def _put(self, place: tuple[int, str], array: npt.NDArray[Any]) -> None:
         value = import_onnxruntime().OrtValue.ortvalue_from_numpy
         self._buffers[place] = value(array, self._device, self._device_id)
 
-    def rows(self, num_tokens: int) -> Iterator[npt.NDArray[Any]]:
-        """Keys and values of the first row's first tokens, [kv_heads, num_tokens, head_size]."""
+    def export_kv(self, num_tokens: int) -> Iterator[KeyValues]:
+        """Give the keys and values of the first sequence's first tokens."""
         for buffer in self._buffers.values():
             yield buffer.numpy()[0, :, :num_tokens]
 
-    def load_rows(self, rows: Iterable[npt.NDArray[Any]], num_tokens: int) -> None:
-        """Fill an empty cache, each row with what `rows` gave, in buffers that are to be bound."""
+    def import_kv(self, key_values: Iterable[KeyValues], num_tokens: int) -> None:
+        """Fill an empty cache, all sequences alike, in buffers that are to be bound."""
         self.capacity = self._grown(num_tokens)
-        for place, part in zip(self._places(), rows, strict=True):
+        for place, part in zip(self._places(), key_values, strict=True):
             array = self._zeros(part.dtype.name, self.capacity)
             array[:, :, :num_tokens] = part
             self._put(place, array)
@@ -109,7 +110,7 @@ class KeyValueCache:
     @property
     def num_bytes(self) -> int:
         """Memory that the buffers take; pages that were never written to take none."""
-        return self.num_rows * self._num_touched * self._model.cache_bytes_per_token
+        return self.batch_size * self._num_touched * self._model.cache_bytes_per_token
 
     def bind(self, binding: Any) -> None:
         """Bind every buffer as the decoder's past and present."""
@@ -119,7 +120,7 @@ class KeyValueCache:
 
 
 def _untouched_zeros(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
-    """Zeros in pages of their own, straight from the system.
+    """Make zeros in pages of their own, straight from the system.
 
     Pages take memory only when they are written to, so that unused capacity is free, and go
     back at once when the array is dropped. NumPy's own arrays, once a few large ones were

@@ -4,71 +4,69 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from typing_extensions import override
 
-from phi_edge.engine.base import Logits
+from phi_edge.engine.base import Batch, Logits
 from phi_edge.engine.kv_cache import KeyValueCache
+from phi_edge.engine.ort_step import OrtGraphs
 from phi_edge.errors import ContextLengthError
 
-if TYPE_CHECKING:
-    from phi_edge.engine.ort import OrtEngine
 
-
-class OrtBatch:
-    """Sequences that began as one `OrtRun`; a `phi_edge.engine.base.Batch`.
+class OrtBatch(Batch):
+    """Sequences that began as one.
 
     They are equally long, so nothing is padded. They cannot go on where the RoPE factors change:
-    whole sequences are prefilled again there, which is left to `OrtRun`.
+    whole sequences are prefilled again there, which is left to runs.
     """
 
     def __init__(
         self,
-        engine: OrtEngine,
+        graphs: OrtGraphs,
         cache: KeyValueCache,
         num_tokens: int,
         cancel: threading.Event | None,
     ) -> None:
         """Go on from a cache that holds `num_tokens` of each sequence."""
         self._cancel = cancel
-        self._engine = engine
+        self._graphs = graphs
         self._cache = cache
         self._num_tokens = num_tokens
-        self._no_features = np.empty((0, engine.model.hidden_size), engine.model.io_dtype)
+        self._no_features = np.empty((0, graphs.model.hidden_size), graphs.model.io_dtype)
         self._bind()
 
     @property
+    @override
     def num_tokens(self) -> int:
-        """See `Batch.num_tokens`."""
         return self._num_tokens
 
     @property
+    @override
     def max_tokens(self) -> int:
-        """See `Batch.max_tokens`."""
-        return self._engine.model.rope_limit(self._num_tokens)
+        return self._graphs.model.rope_limit(self._num_tokens)
 
+    @override
     def append(self, token_ids: Sequence[int]) -> Logits:
-        """See `Batch.append`."""
         total = self._num_tokens + 1
         if total > self.max_tokens:
             raise ContextLengthError(total, self.max_tokens)
         if self._cache.reserve(total, num_kept=self._num_tokens):
             self._cache.bind(self._decoder.binding)
         ids = np.array(token_ids, np.int64)[:, None]
-        self._engine.step(self._decoder, ids, self._no_features, total, total, self._cancel)
+        self._graphs.step(self._decoder, ids, self._no_features, total, total, self._cancel)
         self._num_tokens = total
         self._cache.note_use(total)
         logits: Logits = self._logits.last[:, 0].copy()
         return logits
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """See `Batch.keep`."""
-        self._cache.keep(rows, self._num_tokens)
+    @override
+    def keep(self, members: Sequence[int]) -> None:
+        self._cache.keep(members, self._num_tokens)
         self._bind()
 
     def _bind(self) -> None:
-        """Bind the cache and the logits, in a binding for so many rows."""
-        self._decoder = self._engine.bind_decoder()
+        """Bind the cache and the logits, in a binding for so many sequences."""
+        self._decoder = self._graphs.bind_decoder()
         self._cache.bind(self._decoder.binding)
-        self._logits = self._engine.bind_logits([self._decoder], self._cache.num_rows)
+        self._logits = self._graphs.bind_logits([self._decoder], self._cache.batch_size)

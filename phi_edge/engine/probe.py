@@ -105,7 +105,7 @@ def _run_probe(
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class ProviderChoice:
     """A provider and why it was chosen.
 
     Attributes:
@@ -118,31 +118,27 @@ class Choice:
 
 
 def why_not(provider: str) -> str:
-    """Why a provider cannot be used here; empty if it can."""
+    """Tell why a provider cannot be used here; empty if it can."""
     return probe(provider).problem
 
 
-def choose_provider(built_for: str, why_not: Callable[[str], str] = why_not) -> Choice:
+def choose_provider(built_for: str, why_not: Callable[[str], str] = why_not) -> ProviderChoice:
     """Choose where a package runs: on what it was built for, or else on the CPU.
 
-    The CPU runs the graphs of every target, though it is slow in float16.
-
-    Args:
-        built_for: `Manifest.provider`.
-        why_not: Tells why a provider cannot be used, if so. This is the place for conditions
-            beyond the probe, such as the memory that a package needs.
+    The CPU runs the graphs of every target, though it is slow in float16. `why_not` is the place
+    for conditions beyond the probe, such as the memory that a package needs.
     """
     if built_for == "cpu":
-        return Choice("cpu", "the package was built for it")
+        return ProviderChoice("cpu", "the package was built for it")
     problem = why_not(built_for)
     if not problem:
-        return Choice(built_for, "the package was built for it, and it passes its probe")
+        return ProviderChoice(built_for, "the package was built for it, and it passes its probe")
     reason = f"the package was built for {built_for}, which cannot be used: {problem}"
-    return Choice("cpu", reason, is_fallback=True)
+    return ProviderChoice("cpu", reason, is_fallback=True)
 
 
 def resolve_provider(provider: str, built_for: str) -> str:
-    """The provider that "auto" stands for, with the reason in the log; any other as it is."""
+    """Find the provider that "auto" stands for, with the reason in the log."""
     if provider != AUTO:
         return provider
     choice = choose_provider(built_for)

@@ -13,14 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from phi_edge import package
 from phi_edge.cancel import CancelToken
-from phi_edge.engine.providers import PROVIDERS, Provider, find_provider
+from phi_edge.engine.providers import Provider, find_provider
 from phi_edge.errors import EngineError, GenerationCancelled, OutOfMemoryError, ProviderError
-from phi_edge.image.crops import ImageCrops
 
 logger = logging.getLogger(__name__)
 
@@ -49,26 +44,8 @@ def import_onnxruntime() -> ModuleType:
     return ort
 
 
-def check_provider(provider: str) -> str:
-    """ONNX Runtime's name of a provider.
-
-    Raises:
-        ProviderError: There is no such provider, or the installed flavour lacks it.
-    """
-    found = find_provider(provider)
-    available = import_onnxruntime().get_available_providers()
-    if found.plugin:
-        _plugin_devices(found)
-    elif found.ort_name not in available:
-        raise ProviderError(
-            f"the installed ONNX Runtime has no {found.ort_name} (it has {', '.join(available)}): "
-            f"uninstall it and run `{found.install}`"
-        )
-    return found.ort_name
-
-
 def _plugin_devices(provider: Provider) -> list[Any]:
-    """Devices of a provider whose library comes in a package of its own, registered if need be.
+    """Find the devices of a provider whose library comes in a package of its own.
 
     See https://onnxruntime.ai/docs/execution-providers/plugin-ep-libraries/usage.html
     """
@@ -117,15 +94,20 @@ def open_session(
         ProviderError: The provider is not available, fails to start, or has no such option.
         EngineError: The graph cannot be loaded.
     """
-    record = find_provider(provider)
-    name = check_provider(provider)
+    record, ort = find_provider(provider), import_onnxruntime()
+    available = ort.get_available_providers()
+    if not record.plugin and record.ort_name not in available:
+        raise ProviderError(
+            f"the installed ONNX Runtime has no {record.ort_name} (it has {', '.join(available)}): "
+            f"uninstall it and run `{record.install}`"
+        )
+    devices = _plugin_devices(record) if record.plugin else []
     given = {key: str(value) for key, value in (provider_options or {}).items()}
     if unknown := given.keys() - record.options:
         known = ", ".join(sorted(record.options)) or "none"
         raise ProviderError(
             f"{provider} has no option {', '.join(sorted(unknown))} here; it has: {known}"
         )
-    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors; ours say what a warning would
     options.intra_op_num_threads = num_threads or 0
@@ -136,57 +118,31 @@ def open_session(
     if record.is_sequential:
         options.enable_mem_pattern = False
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    providers: list[object] = [(name, given), ("CPUExecutionProvider", {})]
-    if record.plugin:
-        # It takes one device and finds the GPU by its own options.
-        options.add_provider_for_devices(_plugin_devices(record)[:1], given)
+    providers: list[object] = [(record.ort_name, given), ("CPUExecutionProvider", {})]
+    if devices:
+        # The plugin takes one device and finds the GPU by its own options.
+        options.add_provider_for_devices(devices[:1], given)
         providers = []
     with engine_errors(f"loading {path}"):
         # ONNX Runtime would print a failure and take the CPU.
         session = ort.InferenceSession(
             path, options, providers=providers[: 1 if provider == "cpu" else 2], enable_fallback=0
         )
-    if name not in session.get_providers():
+    if record.ort_name not in session.get_providers():
         raise ProviderError(
-            f"{name} is installed but did not start, and ONNX Runtime fell back to "
+            f"{record.ort_name} is installed but did not start, and ONNX Runtime fell back to "
             f"{', '.join(session.get_providers())}: check the device's driver and libraries"
         )
-    logger.debug("opened %s on %s", path, name)
+    logger.debug("opened %s on %s", path, record.ort_name)
     return session
-
-
-def vision_feeds(
-    pixel_values: npt.NDArray[np.float32], image_size: tuple[int, int]
-) -> dict[str, npt.NDArray[np.generic]]:
-    """Inputs of the vision graph for one image; see `ImageCrops`."""
-    return {
-        package.PIXEL_VALUES: pixel_values[None],
-        package.IMAGE_SIZES: np.array([image_size], np.int64),
-    }
-
-
-def encode_image(
-    vision: Any, crops: ImageCrops, cancel: threading.Event | None = None
-) -> npt.NDArray[np.float32]:
-    """Image features of one image, from a session with the vision graph."""
-    feeds = vision_feeds(crops.pixel_values, crops.image_size)
-    with run_options("encoding an image", cancel) as options:
-        if vision.get_providers()[0] == PROVIDERS["cpu"].ort_name:
-            # Activations of 17 crops take 0.7 GB, which the answer can use better.
-            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        (features,) = vision.run([package.IMAGE_FEATURES], feeds, options)
-    return np.asarray(features, np.float32)
 
 
 @contextmanager
 def run_options(action: str, cancel: threading.Event | None) -> Iterator[Any]:
-    """ONNX Runtime's options for the run of a graph, which setting a `CancelToken` ends.
+    """Make ONNX Runtime's options for the run of a graph, which setting a `CancelToken` ends.
 
-    A run is ended between two operators, so what it has written till then is not whole.
-
-    Args:
-        action: What the run is for, as in `engine_errors`.
-        cancel: What may end the run.
+    A run is ended between two operators, so what it has written till then is not whole. Errors
+    say what the run was for, the action.
 
     Raises:
         GenerationCancelled: The run was ended.

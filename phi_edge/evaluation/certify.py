@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
+from typing_extensions import override
 
 from phi_edge.engine.base import Features, Logits
 from phi_edge.errors import PackageError
@@ -79,24 +80,24 @@ def _log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
 
 
 class Reference(Protocol):
-    """What a package is compared with."""
+    """What a package is compared with.
 
-    @property
-    def name(self) -> str:
-        """What it is, for the certificate."""
+    Attributes:
+        name: What the certificate calls it.
+        tokenizer: Its tokenizer.
+    """
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Its tokenizer."""
+    name: str
+    tokenizer: Tokenizer
 
     def logits(self, prompts: Sequence[Prompt], counts: Sequence[int]) -> Iterator[Logits]:
-        """For each prompt, float32 [count, vocab_size]: what predicts its last `count` tokens."""
+        """Predict the last `count` tokens of each prompt: float32 [count, vocab_size]."""
 
     def image_features(self, images: Sequence[ImageCrops]) -> Iterator[Features]:
-        """For each image, float32 [num_tokens, hidden_size]."""
+        """Encode each image: float32 [num_tokens, hidden_size]."""
 
 
-class PackageReference:
+class PackageReference(Reference):
     """Another package of the same checkpoint."""
 
     def __init__(self, model: Model) -> None:
@@ -105,13 +106,13 @@ class PackageReference:
         self.name = _describe(model)
         self.tokenizer = model.tokenizer
 
+    @override
     def logits(self, prompts: Sequence[Prompt], counts: Sequence[int]) -> Iterator[Logits]:
-        """See `Reference.logits`."""
         for prompt, count in zip(prompts, counts, strict=True):
             yield predict(self._model, prompt, count)
 
+    @override
     def image_features(self, images: Sequence[ImageCrops]) -> Iterator[Features]:
-        """See `Reference.image_features`."""
         yield from map(self._model.encode_image, images)
 
 
@@ -143,7 +144,7 @@ class Certificate:
     image_feature_error: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields, as JSON has them."""
+        """Give the fields, as JSON has them."""
         return dataclasses.asdict(self)
 
 
@@ -214,13 +215,13 @@ def certify(observations: Observations, reference: Reference) -> Certificate:
     prompts = [prompt for seen in samples for prompt in (seen.answered, seen.continued)]
     counts = [count for seen in samples for count in (len(seen.logits), seen.num_greedy)]
     logits = reference.logits(prompts, counts)
-    # Two of them belong to each sample, and all are taken: the reference works until then.
-    for seen, of_answer, of_greedy in zip(samples, logits, logits, strict=True):
+    for seen in samples:
         answer = seen.answered.input_ids[-len(seen.logits) :]
-        agreement.add_all(seen.logits, of_answer, answer)
+        agreement.add_all(seen.logits, next(logits), answer)
         greedy = seen.continued.input_ids[-seen.num_greedy :]
-        different = np.flatnonzero(of_greedy.argmax(axis=-1) != greedy)
+        different = np.flatnonzero(next(logits).argmax(axis=-1) != greedy)
         same.append((different[0] if different.size else seen.num_greedy) / seen.num_greedy)
+    next(logits, None)  # a reference may be at work until it is asked for more than there is
     return Certificate(
         package=observations.package,
         reference=reference.name,
@@ -244,7 +245,7 @@ def write_certificate(folder: Path, certificate: Certificate) -> None:
 
 
 def predict(model: Model, prompt: Prompt, count: int) -> Logits:
-    """Logits [count, vocab_size] that predict the last tokens of a prompt."""
+    """Predict the last tokens of a prompt: logits [count, vocab_size]."""
     start, last = prompt.input_ids[:-count], prompt.input_ids[-count:-1]
     run = model.start(Prompt(start, prompt.images))
     return np.stack([run.logits, *(run.append(int(token_id)) for token_id in last)])

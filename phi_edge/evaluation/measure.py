@@ -1,4 +1,4 @@
-"""How fast a package is on this machine: `phi-edge bench`.
+"""How fast a package is on this machine: the one stopwatch of `phi-edge bench` and `calibrate`.
 
 Random tokens and pixels cost what real ones do, so no prompt is needed. The figures of one run
 differ by up to a third from another's where other programs, or the temperature, have a say: medians
@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from phi_edge.engine.base import Run
 from phi_edge.image.crops import CROP_SIZE
 from phi_edge.loaded_model import Model
 from phi_edge.loading import load_model
-from phi_edge.planning.speed import noise_image
+from phi_edge.planning.speed import SpeedProfile
 from phi_edge.text.prompt import Prompt
 
 _NUM_WARM_UP_TOKENS = 16
@@ -33,13 +34,13 @@ class TextSpeed:
 
     Attributes:
         num_prompt_tokens: Tokens of the prompt.
-        prefill_tokens_per_s: Median over the repetitions.
-        decode_tokens_per_s: Of the median token, after the prompt.
+        prefill_tokens_per_second: Median over the repetitions.
+        decode_tokens_per_second: Of the median token, after the prompt.
     """
 
     num_prompt_tokens: int
-    prefill_tokens_per_s: float
-    decode_tokens_per_s: float
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,21 +48,49 @@ class Speed:
     """What `measure_speed` found.
 
     Attributes:
-        load_s: From nothing to a model that is ready for text.
-        vision_s_per_crop: Median time to encode a crop.
+        load_seconds: From nothing to a model that is ready for text.
+        seconds_per_crop: Median time to encode a crop.
         text: One entry a prompt length.
         peak_rss_bytes: Most memory that the process had at a time; None where the system does not
             tell.
     """
 
-    load_s: float
-    vision_s_per_crop: float
+    load_seconds: float
+    seconds_per_crop: float
     text: tuple[TextSpeed, ...]
     peak_rss_bytes: int | None
 
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain values."""
-        return dataclasses.asdict(self)
+    def profile(self) -> SpeedProfile:
+        """Fit a profile to the first and the last prompt length, which have to differ.
+
+        Two lengths tell the part of prefill that grows with the tokens from the one that grows
+        with their square, which is attention.
+        """
+        short, long = self.text[0], self.text[-1]
+        pace, long_pace = (1 / each.prefill_tokens_per_second for each in (short, long))
+        squared = (long_pace - pace) / (long.num_prompt_tokens - short.num_prompt_tokens)
+        squared = max(0.0, squared)
+        return SpeedProfile(
+            self.seconds_per_crop,
+            long_pace - squared * long.num_prompt_tokens,
+            squared,
+            long.decode_tokens_per_second,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Give the figures for a reader, with their units."""
+        facts: dict[str, Any] = {
+            "load_seconds": f"{self.load_seconds:.2f}",
+            "seconds_per_crop": f"{self.seconds_per_crop:.3f}",
+        }
+        for text in self.text:
+            facts[f"{text.num_prompt_tokens:,} tokens"] = (
+                f"prefill {text.prefill_tokens_per_second:,.1f} tokens per second, "
+                f"then decode {text.decode_tokens_per_second:,.1f} tokens per second"
+            )
+        if self.peak_rss_bytes is not None:
+            facts["peak_rss"] = f"{self.peak_rss_bytes / 1e9:.2f} GB"
+        return facts
 
 
 def measure_speed(
@@ -73,18 +102,13 @@ def measure_speed(
     num_completion_tokens: int = 32,
     repetitions: int = 3,
 ) -> Speed:
-    """Load a package and measure it.
+    """Load a package and measure it. Nothing else should be running meanwhile.
 
-    Args:
-        path: As in `load_model`, like the next two.
-        provider: Where to run.
-        num_threads: Threads of the CPU kernels.
-        prompt_lengths: Tokens of the prompts, each at least 1.
-        num_completion_tokens: Tokens to decode after each prompt, at least 1.
-        repetitions: How often everything but the loading is repeated, at least 1.
+    The first three arguments are `load_model`'s. After each prompt `num_completion_tokens` are
+    decoded. Everything but the loading is repeated.
 
     Raises:
-        ValueError: A number is too small.
+        ValueError: A number is below 1.
         PackageError, ProviderError, EngineError: As in `load_model`.
         ContextLengthError: A prompt with its completion is longer than the model's context.
     """
@@ -92,19 +116,19 @@ def measure_speed(
         raise ValueError("prompt lengths, completion tokens and repetitions have to be at least 1")
     start = time.perf_counter()
     model = load_model(path, provider=provider, num_threads=num_threads)
-    load_s = time.perf_counter() - start
+    load_seconds = time.perf_counter() - start
     with model:
         _start(model, _NUM_WARM_UP_TOKENS)
         text = tuple(
             _measure_text(model, length, num_completion_tokens, repetitions)
             for length in prompt_lengths
         )
-        vision = _measure_vision(model, repetitions)
-    return Speed(load_s, vision, text, peak_rss_bytes())
+        seconds_per_crop = _measure_vision(model, repetitions)
+    return Speed(load_seconds, seconds_per_crop, text, peak_rss_bytes())
 
 
 def _start(model: Model, num_tokens: int) -> tuple[Run, float]:
-    """A sequence of random tokens, and the seconds that its prefill took."""
+    """Prefill a sequence of random tokens, and tell the seconds that it took."""
     ids = np.random.default_rng(num_tokens).integers(0, model.manifest.model.vocab_size, num_tokens)
     start = time.perf_counter()
     run = model.start(Prompt(ids))
@@ -131,18 +155,24 @@ def _measure_text(
 
 
 def _measure_vision(model: Model, repetitions: int) -> float:
-    """Seconds a crop of an image of 2 x 2 crops; each time another, as features are kept."""
+    """Time a crop of an image of 2 x 2 crops, preprocessing included, in seconds."""
     times = []
     for seed in range(repetitions + 1):
-        crops = model.preprocess(noise_image(np.random.default_rng(seed), 2 * CROP_SIZE), 4)
+        image = noise_image(np.random.default_rng(seed), 2 * CROP_SIZE)
         start = time.perf_counter()
+        crops = model.preprocess(image, num_crops=4)
         model.encode_image(crops)
         times.append((time.perf_counter() - start) / len(crops.pixel_values))
     return statistics.median(times[1:])  # the first opens the graph
 
 
+def noise_image(rng: np.random.Generator, side: int) -> Image.Image:
+    """Make a square image like no other; one that was seen before would not be encoded again."""
+    return Image.fromarray(rng.integers(256, size=(side, side, 3), dtype=np.uint8))
+
+
 def peak_rss_bytes() -> int | None:
-    """Most memory that was resident at a time in this process; None where there is no telling."""
+    """Most memory of this process at a time; None where the system does not tell."""
     try:
         import resource
     except ImportError:  # Windows

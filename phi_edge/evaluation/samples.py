@@ -46,7 +46,7 @@ class Sample(NamedTuple):
     def encode(
         self, tokenizer: Tokenizer, crops: Sequence[ImageCrops]
     ) -> tuple[Prompt, npt.NDArray[np.int64]]:
-        """The prompt, and the tokens of the answer, with its end, as the model meets them."""
+        """Encode the prompt, and the answer with its end, as the model meets them."""
         text = chat_text([("user", image_tags(len(crops)) + self.question)])
         answer = f"{self.answer}{ANSWER_END}" if self.answer else ""
         ids = tokenizer.encode(answer, add_special_tokens=False).ids
@@ -54,7 +54,7 @@ class Sample(NamedTuple):
 
 
 def bundled_samples(part: Literal["calibration", "held_out"]) -> list[Sample]:
-    """Samples that come with the package; no sample is in both parts."""
+    """Read the samples that come with the package; no sample is in both parts."""
     return read_samples(_BUNDLED / part)
 
 

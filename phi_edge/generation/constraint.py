@@ -7,14 +7,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from typing_extensions import Self, override
 
 # As `json.dumps` writes it, which is what models have mostly seen.
 _FORMAT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -40,19 +38,19 @@ class Constraint(Protocol):
     """Says which tokens may come next."""
 
     def allowed(self) -> npt.NDArray[np.bool_]:
-        """Bool [vocab_size]; at least one is true."""
+        """Tell which tokens may come: bool [vocab_size], at least one of them true."""
 
     def forced(self) -> list[int]:
-        """The next tokens, as far as each is the only one allowed after those before it."""
+        """Give the next tokens, as far as each is the only one allowed after those before it."""
 
     def count_allowed(self, token_ids: Sequence[int]) -> int:
-        """How many of these tokens, from the first, are allowed one after the other."""
+        """Count how many of these tokens, from the first, are allowed one after the other."""
 
     def accept(self, token_id: int) -> None:
         """Go on with the token that was chosen."""
 
     def copy(self) -> Self:
-        """Another one that goes on from here."""
+        """Make another one that goes on from here."""
 
 
 class SchemaError(ValueError):
@@ -77,7 +75,7 @@ class JsonGrammar:
         )
 
     def constrain(self, schema: Mapping[str, Any]) -> JsonConstraint:
-        """A constraint to JSON that validates by a schema.
+        """Make a constraint to JSON that validates by a schema.
 
         Raises:
             SchemaError: The schema is invalid, too large, or cannot be guaranteed.
@@ -134,7 +132,7 @@ def _check_cost(schema: Mapping[str, Any]) -> None:
 
 
 def _without_zeros(number: float) -> int:
-    """The digits of a number, from the first to the last that is not zero."""
+    """Give the digits of a number, from the first to the last that is not zero."""
     digits = Decimal(str(number)).normalize().as_tuple().digits
     return int("".join(map(str, digits)))
 
@@ -154,41 +152,37 @@ def _as_schema_errors() -> Iterator[None]:
         raise
 
 
-class JsonConstraint:
-    """A `Constraint`; allows end tokens where the JSON is complete."""
+class JsonConstraint(Constraint):
+    """Allows what JSON by a schema can go on with, and end tokens where it is complete."""
 
     def __init__(self, matcher: Any, vocab_size: int) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
 
+    @override
     def copy(self) -> JsonConstraint:
-        """Another that goes on from here; it takes no time, as compiling does."""
         return JsonConstraint(self._matcher.deep_copy(), self._vocab_size)
 
+    @override
     def allowed(self) -> npt.NDArray[np.bool_]:
-        """See `Constraint.allowed`."""
         with _as_schema_errors():
             mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         return np.unpackbits(mask, count=self._vocab_size, bitorder="little").astype(np.bool_)
 
+    @override
     def forced(self) -> list[int]:
-        """See `Constraint.forced`: names, punctuation, and what follows the start of a choice."""
         with _as_schema_errors():
             token_ids: list[int] = self._matcher.compute_ff_tokens()
         return token_ids
 
+    @override
     def count_allowed(self, token_ids: Sequence[int]) -> int:
-        """See `Constraint.count_allowed`."""
         with _as_schema_errors():
             count: int = self._matcher.validate_tokens(token_ids)
         return count
 
+    @override
     def accept(self, token_id: int) -> None:
-        """See `Constraint.accept`.
-
-        Raises:
-            SchemaError: The schema is more than what can be followed.
-        """
         with _as_schema_errors():
             is_allowed = self._matcher.consume_token(token_id)
         if not is_allowed:

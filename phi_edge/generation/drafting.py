@@ -48,12 +48,7 @@ class PromptLookup:
     """
 
     def __init__(self, token_ids: Sequence[int], max_length: int = DRAFT_TOKENS) -> None:
-        """Start with a text.
-
-        Args:
-            token_ids: The prompt; negative ids are image slots, which are never drafted.
-            max_length: Most tokens of a draft.
-        """
+        """Start with a prompt; negative ids are image slots, which are never drafted."""
         self._max_length = max_length
         self._length = max_length
         self._rates = dict(_FIRST_RATES)
@@ -73,7 +68,7 @@ class PromptLookup:
         self._place, self._kind = self._match()
 
     def draft(self) -> list[int]:
-        """The next tokens, as far as they are worth checking; often none."""
+        """Guess the next tokens, as far as they are worth checking; often none."""
         if self._place is None:
             return []
         rate = self._rates[self._kind]
@@ -100,7 +95,7 @@ class PromptLookup:
         self._ids.append(token_id)
 
     def _match(self) -> tuple[int | None, int]:
-        """Where the text went on from what are now its last tokens, and the kind of match."""
+        """Find where the text went on from what are now its last tokens, and the kind of match."""
         ids = self._ids
         for size in _MATCH_SIZES:
             place = self._followers.get(tuple(ids[-size:]))
@@ -118,7 +113,6 @@ class DraftingRun:
 
     Attributes:
         num_tokens: Tokens of the prompt and the completion, without what was guessed.
-        num_steps: Decode steps taken.
     """
 
     def __init__(
@@ -128,17 +122,11 @@ class DraftingRun:
         draft_tokens: int,
         constraint: Constraint | None = None,
     ) -> None:
-        """Go on from a run.
+        """Go on from a run, which must not be used until `close`.
 
-        Args:
-            run: It must not be used until `close`.
-            max_tokens: Most tokens of the completion.
-            draft_tokens: Most tokens of a draft.
-            constraint: What the completion is bound to; it has accepted each token that is
-                appended.
+        The completion is bound to the constraint, which has accepted each token that is appended.
         """
         self.num_tokens = run.num_tokens
-        self.num_steps = 0
         # The last token is chosen, and never appended.
         self._most_tokens = run.num_tokens + max_tokens - 1
         self._run = run
@@ -172,7 +160,6 @@ class DraftingRun:
         room = min(self._most_tokens - self.num_tokens, self._run.room) - 1
         self._draft = self._make_draft()[: max(0, min(room, self._draft_tokens))]
         self._logits = self._run.append([token_id, *self._draft])
-        self.num_steps += 1
 
     def _make_draft(self) -> list[int]:
         forced = self._constraint.forced() if self._constraint else []

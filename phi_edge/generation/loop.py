@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+from typing_extensions import Self
 
 from phi_edge.engine.base import Logits, Run, check_cancelled
 from phi_edge.generation.drafting import DraftingRun
 from phi_edge.generation.sampling import Sampler, TokenLogprobs, log_probabilities
 from phi_edge.text.detokenizer import Detokenizer
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 FinishReason = Literal["stop", "length"]
 Events = Generator["GenerationEvent", None, None]
@@ -74,66 +72,53 @@ class Answer:
         return self.text
 
 
+@dataclasses.dataclass
 class Completion:
     """One completion, being generated: logits in, tokens and text out.
 
     Attributes:
+        index: Its number among those of the prompt.
+        sampler: Chooses each token.
+        detokenizer: Gives the text, and finds stop strings.
+        eos_token_ids: Tokens that end it.
+        max_tokens: Most tokens that it may have.
+        num_logprobs: Give log probabilities, with this many of the most likely tokens.
         token_ids: Its tokens so far.
-        sampler: What chooses them.
         is_finished: Nothing follows. Set it to have no more tokens.
     """
 
-    def __init__(
-        self,
-        index: int,
-        sampler: Sampler,
-        detokenizer: Detokenizer,
-        eos_token_ids: Sequence[int],
-        max_tokens: int,
-        num_logprobs: int | None = None,
-    ) -> None:
-        """Start a completion.
-
-        Args:
-            index: Its number among those of the prompt.
-            sampler: Chooses each token.
-            detokenizer: Gives the text, and finds stop strings.
-            eos_token_ids: Tokens that end it.
-            max_tokens: Most tokens that it may have.
-            num_logprobs: Give log probabilities, with this many of the most likely tokens.
-        """
-        self.token_ids: list[int] = []
-        self.sampler = sampler
-        self.is_finished = False
-        self._index = index
-        self._detokenizer = detokenizer
-        self._eos_token_ids = eos_token_ids
-        self._max_tokens = max_tokens
-        self._num_logprobs = num_logprobs
+    index: int
+    sampler: Sampler
+    detokenizer: Detokenizer
+    eos_token_ids: Sequence[int]
+    max_tokens: int
+    num_logprobs: int | None = None
+    token_ids: list[int] = dataclasses.field(default_factory=list)
+    is_finished: bool = False
 
     @property
     def num_left(self) -> int:
         """Most tokens that may follow."""
-        return self._max_tokens - len(self.token_ids)
+        return self.max_tokens - len(self.token_ids)
 
     def add(self, logits: Logits) -> GenerationEvent:
         """Choose the next token from its logits, float32 [vocab_size]."""
         token_id = self.sampler(logits)
         self.token_ids.append(token_id)
         logprobs = None
-        if self._num_logprobs is not None:
-            logprobs = log_probabilities(logits, token_id, self._num_logprobs)
+        if self.num_logprobs is not None:
+            logprobs = log_probabilities(logits, token_id, self.num_logprobs)
         reason: FinishReason | None = None
-        if token_id in self._eos_token_ids:
-            text, reason = self._detokenizer.finish(), "stop"
+        if token_id in self.eos_token_ids:
+            text, reason = self.detokenizer.finish(), "stop"
         else:
-            text = self._detokenizer.add(token_id)
+            text = self.detokenizer.add(token_id)
             if self.num_left <= 0:
-                text, reason = text + self._detokenizer.finish(), "length"
-            if self._detokenizer.stopped:
+                text, reason = text + self.detokenizer.finish(), "length"
+            if self.detokenizer.stopped:
                 reason = "stop"
         self.is_finished = reason is not None
-        return GenerationEvent(token_id, text, reason, logprobs, self._index)
+        return GenerationEvent(token_id, text, reason, logprobs, self.index)
 
 
 class Generation(Iterator[GenerationEvent]):
@@ -207,22 +192,13 @@ def decode(
     draft_tokens: int = 0,
     cancel: threading.Event | None = None,
 ) -> Events:
-    """Go on from a prompt with its completions, together as far as the engine can.
+    """Go on from a prefilled prompt with its completions, together as far as the engine can.
 
-    Where a batch ends, which is where the RoPE factors change, each completion goes on alone.
-
-    Args:
-        run: The prefilled prompt.
-        completions: They have no tokens yet.
-        batch_size: Most completions to decode at once.
-        draft_tokens: Most tokens to guess for a completion that is alone; see `drafting`.
-        cancel: Setting it, from another thread, stops between two tokens.
-
-    Returns:
-        The events of all completions.
+    At most `batch_size` are decoded at once. Where a batch ends, which is where the RoPE factors
+    change, each completion goes on alone, with drafts of at most `draft_tokens`; see `drafting`.
 
     Raises:
-        GenerationCancelled: `cancel` was set.
+        GenerationCancelled: `cancel` was set; it is looked at between two tokens.
     """
     num_prompt_tokens = run.num_tokens
     for start in range(0, len(completions), batch_size):
@@ -265,13 +241,13 @@ def _decode_batch(run: Run, group: Sequence[Completion], cancel: threading.Event
     while True:
         for completion, row in zip(group, logits, strict=True):
             yield completion.add(row)
-        rows = [row for row, completion in enumerate(group) if not completion.is_finished]
-        if not rows or batch.num_tokens == batch.max_tokens:
+        members = [at for at, completion in enumerate(group) if not completion.is_finished]
+        if not members or batch.num_tokens == batch.max_tokens:
             return
         check_cancelled(cancel)
-        if len(rows) < len(group):
-            batch.keep(rows)
-            group = [group[row] for row in rows]
+        if len(members) < len(group):
+            batch.keep(members)
+            group = [group[member] for member in members]
         logits = batch.append([completion.token_ids[-1] for completion in group])
 
 

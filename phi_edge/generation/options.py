@@ -6,14 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from typing_extensions import TypedDict
+from typing_extensions import Self, TypedDict, Unpack
 
 from phi_edge.errors import shorten
 from phi_edge.generation.constraint import Constraint
 from phi_edge.generation.drafting import DRAFT_TOKENS
-
-if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
 
 _MAX_SHOWN_CHARACTERS = 80
 
@@ -67,7 +64,7 @@ class SharedOptions(BaseModel):
         description="Above 1, tokens that the prompt or the answer has become less likely: their "
         "logits are divided by it where positive, and multiplied where negative.",
     )
-    # The next two are OpenAI's: https://platform.openai.com/docs/api-reference/chat/create
+    # The presence and frequency penalties of https://platform.openai.com/docs/api-reference/chat
     presence_penalty: Addend = Field(
         default=0.0, description="Subtracted from the logit of each token that the answer has."
     )
@@ -164,7 +161,7 @@ class OptionFields(TypedDict, total=False):
 
 
 def _plain_error(error: ValidationError) -> ValueError | TypeError:
-    """What pydantic found first, in a line."""
+    """Say in a line what pydantic found first."""
     problem = error.errors(include_url=False)[0]
     name = str(problem["loc"][0]) if problem["loc"] else ""
     if problem["type"] == "extra_forbidden":

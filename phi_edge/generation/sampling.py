@@ -47,13 +47,10 @@ class Sampler:
         prompt_ids: npt.ArrayLike = (),
         constraint: Constraint | None = None,
     ) -> None:
-        """Start a completion.
+        """Start a completion, the one with this index of the prompt.
 
-        Args:
-            options: How tokens are chosen. Its constraint and schema are not looked at.
-            index: Which completion of the prompt it is.
-            prompt_ids: Token ids of the prompt; negative ids are image slots.
-            constraint: Tokens that may come; all may when None.
+        The constraint and the schema of the options are not looked at. Negative ids of the prompt
+        are image slots.
         """
         self._options = options
         self.constraint = constraint
@@ -82,7 +79,7 @@ class Sampler:
         return token_id
 
     def _adjust(self, logits: Logits) -> Logits:
-        """What tokens are chosen by; the logits themselves stay as they are."""
+        """Make what tokens are chosen by; the logits themselves stay as they are."""
         options = self._options
         has_penalties = options.presence_penalty or options.frequency_penalty
         is_changed = self._biases.size or options.repetition_penalty != 1 or has_penalties
@@ -103,7 +100,7 @@ class Sampler:
         return adjusted
 
     def _completion_ids(self) -> npt.NDArray[np.int64]:
-        """Each token that the completion has, once."""
+        """Give each token that the completion has, once."""
         return np.fromiter(self._counts, np.int64, len(self._counts))
 
 
@@ -139,7 +136,7 @@ def draw(logits: Logits, number: float, options: GenerationOptions) -> int:
 
 
 def _largest(logits: Logits, count: int) -> Logits:
-    """The largest logits, in descending order."""
+    """Find the largest logits, in descending order."""
     if count <= _FEW:
         largest = logits[logits >= _least_of(logits, count)]
     else:
@@ -150,7 +147,7 @@ def _largest(logits: Logits, count: int) -> Logits:
 
 
 def _least_of(logits: Logits, count: int) -> np.float32:
-    """A number that at least `count` logits reach, and, where these are few, not many more.
+    """Find a number that at least `count` logits reach, and, where these are few, not many more.
 
     Each of so many groups has a logit that reaches it. It takes a third of a partition's time.
     """
@@ -162,7 +159,7 @@ def _least_of(logits: Logits, count: int) -> np.float32:
 
 
 def _bound_total(logits: Logits, temperature: float) -> tuple[float, float]:
-    """What the weights of all tokens come to, between two bounds.
+    """Bound what the weights of all tokens come to, from below and from above.
 
     It is computed in float32, which takes half the time and is nearly always enough to tell.
     """
@@ -175,14 +172,10 @@ def _bound_total(logits: Logits, temperature: float) -> tuple[float, float]:
 def _find(
     weights: Weights, total: float, number: float, options: GenerationOptions, *, is_whole: bool
 ) -> int | None:
-    """On which of the most likely tokens a number falls; None if these are too few to tell.
+    """Find on which of the most likely tokens a number falls; None if these are too few to tell.
 
-    Args:
-        weights: Their weights, in descending order.
-        total: What the weights of all tokens come to.
-        number: As in `draw`.
-        options: As in `draw`.
-        is_whole: There are no others.
+    Their weights are in descending order; those of all tokens come to `total`, and `is_whole` says
+    that there are no others.
     """
     cumulative = (weights / total).cumsum()
     kept = weights.size
@@ -200,7 +193,7 @@ def _find(
 
 
 def _weights(logits: Logits, largest: np.float32, temperature: float) -> Weights:
-    """Probabilities at a temperature, as parts of the largest one."""
+    """Compute probabilities at a temperature, as parts of the largest one."""
     below = logits.astype(np.float64) - largest
     with np.errstate(over="ignore"):  # a temperature of nearly 0
         return np.exp(below / temperature)
@@ -222,12 +215,9 @@ class TokenLogprobs:
 
 
 def log_probabilities(logits: Logits, token_id: int, num_top: int) -> TokenLogprobs:
-    """Log probabilities of a token and of the most likely ones, right to 1e-6.
+    """Compute log probabilities of a token and of the most likely ones, right to 1e-6.
 
-    Args:
-        logits: float32 [vocab_size], as the model gives them.
-        token_id: The token.
-        num_top: How many of the most likely tokens.
+    The logits are float32 [vocab_size], as the model gives them.
     """
     largest = logits.max()
     # In float32, as the logits themselves are no more precise.
@@ -239,7 +229,7 @@ def log_probabilities(logits: Logits, token_id: int, num_top: int) -> TokenLogpr
 
 
 def _most_likely(logits: Logits, count: int) -> list[int]:
-    """The most likely tokens, equal ones by their ids."""
+    """Find the most likely tokens, equal ones by their ids."""
     count = min(count, logits.size)
     if count == 0:
         return []

@@ -61,7 +61,7 @@ class ImageCrops:
 
 
 def count_tokens(image_size: tuple[int, int]) -> int:
-    """Tokens of an image whose padded size is (height, width) in pixels."""
+    """Count the tokens of an image whose padded size is (height, width) in pixels."""
     height, width = (side // CROP_SIZE for side in image_size)
     crops = (height * width + 1) * _TOKENS_PER_CROP
     separators = 1 + (height + 1) * _TOKENS_PER_CROP_SIDE
@@ -69,12 +69,7 @@ def count_tokens(image_size: tuple[int, int]) -> int:
 
 
 def layout(width: int, height: int, num_crops: int) -> tuple[int, int]:
-    """Width and height in pixels that a landscape image is resized to.
-
-    Args:
-        width: Pixels, at least as many as `height`.
-        height: Pixels.
-        num_crops: Most crops that the grid may have.
+    """Find the width and height in pixels that a landscape image is resized to.
 
     Raises:
         ImageError: The image is so long and thin that nothing would be left of its height.
@@ -95,7 +90,7 @@ def layout(width: int, height: int, num_crops: int) -> tuple[int, int]:
 
 
 def padded_size(width: int, height: int, num_crops: int) -> tuple[int, int]:
-    """Height and width in pixels of what `hd_image` makes of an image of this width and height.
+    """Find the height and width in pixels of what `hd_image` makes of an image.
 
     Raises:
         ImageError: As in `layout`.

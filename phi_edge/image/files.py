@@ -106,7 +106,7 @@ def to_file(source: ImageSource, image_format: str | None = None) -> tuple[bytes
 
 
 def _to_path(source: str | Path) -> Path:
-    """A path that may name a file.
+    """Make a path that may name a file.
 
     Raises:
         ImageError: It cannot; it is an address, for example.
@@ -160,13 +160,9 @@ def open_image(source: Path | BinaryIO) -> Image.Image:
 
 
 def read_header(file: BinaryIO, name: str = _DATA) -> Image.Image:
-    """The image of a file, of which nothing but the header is read yet.
+    """Read the header of an image file, which stays open until the image is decoded.
 
-    Its size is that of the file, before it is turned upright.
-
-    Args:
-        file: As in `open_image`; it stays open until the image is decoded.
-        name: What errors call it.
+    The image's size is that of the file, before it is turned upright. Errors call it `name`.
 
     Raises:
         ImageError: It is no image, or has too many pixels.
@@ -213,7 +209,7 @@ def decoding(name: str) -> Iterator[None]:
 
 
 def _describe_unknown(head: bytes) -> str:
-    """Why a file that begins so is not read, and what to do."""
+    """Say why a file that begins so is not read, and what to do."""
     if head[4:8] == b"ftyp":
         return (
             "is HEIC or AVIF, or a video, and no decoder for it is installed: save it as JPEG or "

@@ -36,7 +36,7 @@ _MAX_DEPTH = 100  # that of protobuf's own parsers
 
 
 def external_locations(model: bytes) -> set[str]:
-    """The files that a graph takes tensors from, as it names them.
+    """Find the files that a graph takes tensors from, as it names them.
 
     Args:
         model: An ONNX file's content.
@@ -63,7 +63,7 @@ def _locations(message: memoryview, kind: str, depth: int) -> Iterator[str]:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Number and content of the fields that hold bytes, which messages and strings do."""
+    """Give number and content of the fields that hold bytes: messages and strings."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
@@ -82,7 +82,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """A number of variable length, and where it ends."""
+    """Read a number of variable length, and where it ends."""
     value = 0
     for shift in range(0, 70, 7):
         if at == len(message):

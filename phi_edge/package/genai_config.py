@@ -25,10 +25,6 @@ class _Object(list[tuple[str, Any]]):
 def check_genai_config(folder: Path, manifest: Manifest) -> None:
     """Refuse a configuration that would have more loaded than the package.
 
-    Args:
-        folder: The package, whose files have been checked.
-        manifest: Its manifest.
-
     Raises:
         PackageError: Says what is not allowed.
     """
@@ -71,7 +67,7 @@ def _option_problems(options: object) -> Iterator[str]:
 
 
 def _is_plain(provider_options: object) -> bool:
-    """Whether they are names of providers alone."""
+    """Tell whether they are names of providers alone."""
     return isinstance(provider_options, list) and all(
         isinstance(entry, _Object) and not any(options for _, options in entry)
         for entry in provider_options

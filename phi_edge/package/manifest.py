@@ -54,22 +54,22 @@ ALWAYS_HASHED_BYTES = 16 * 2**20
 
 
 def weights_file(role: str) -> str:
-    """Name of the external data file of the graph with this role."""
+    """Name the external data file of the graph with this role."""
     return GRAPH_FILES[role] + ".data"
 
 
 def past_name(layer: int, part: str) -> str:
-    """Decoder input that holds the cached keys or values (`part` is "key" or "value")."""
+    """Name the decoder's input of the cached keys or values (`part` is "key" or "value")."""
     return f"past_key_values.{layer}.{part}"
 
 
 def present_name(layer: int, part: str) -> str:
-    """Decoder output that holds the extended keys or values (`part` is "key" or "value")."""
+    """Name the decoder's output of the extended keys or values (`part` is "key" or "value")."""
     return f"present.{layer}.{part}"
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelInfo:
+class ModelConfig:
     """What the runtime has to know about the model inside the graphs.
 
     Attributes:
@@ -100,7 +100,7 @@ class ModelInfo:
     image_std: tuple[float, float, float]
 
     def rope_limit(self, num_tokens: int) -> int:
-        """Most tokens that a sequence of `num_tokens` can grow to and keep its RoPE factors.
+        """Find how long a sequence of `num_tokens` can become and keep its RoPE factors.
 
         Sequences with the same limit have the same factors. One that grows beyond its limit, or is
         cut back below another's, has other keys for all of its tokens.
@@ -141,7 +141,7 @@ class Manifest:
     name: str
     provider: str
     precision: str
-    model: ModelInfo
+    model: ModelConfig
     recipe: Mapping[str, Any]
     source: Mapping[str, FileEntry]
     versions: Mapping[str, str]
@@ -171,7 +171,7 @@ class Manifest:
 
 
 def describe_file(path: Path) -> FileEntry:
-    """Size and SHA-256 of a file, read in blocks."""
+    """Describe a file by its size and SHA-256, read in blocks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
@@ -224,7 +224,7 @@ def _parse_manifest(raw: Mapping[str, Any]) -> Manifest:
         key: tuple(value) if isinstance(value, list) else value
         for key, value in raw["model"].items()
     }
-    fields["model"] = ModelInfo(**model)
+    fields["model"] = ModelConfig(**model)
     for key in ("source", "files"):
         fields[key] = {name: FileEntry(**entry) for name, entry in raw[key].items()}
     for name in fields["files"]:

@@ -8,7 +8,7 @@ from phi_edge.errors import CalibrationError, ContextLengthError
 from phi_edge.image.crops import DETAIL_CROPS, count_tokens
 from phi_edge.package import Manifest
 from phi_edge.planning.memory import predict_needs, square_image_size
-from phi_edge.planning.speed import load_calibration
+from phi_edge.planning.speed import load_profile
 
 
 def estimate(
@@ -20,19 +20,12 @@ def estimate(
     num_crops: int | None = None,
     max_tokens: int = 256,
     provider: str = "cpu",
-    threads: int | None = None,
+    num_threads: int | None = None,
 ) -> dict[str, Any]:
-    """Names and values of what a request would take.
+    """Predict what a request takes: names and values.
 
-    Args:
-        manifest: The package's.
-        prompt_tokens: Tokens of the prompt's text.
-        num_images: Square images.
-        detail: "low", "auto" or "high", as the API has it.
-        num_crops: Most sub crops of each image, instead of a detail.
-        max_tokens: Of the completion.
-        provider: Where it runs.
-        threads: CPU threads; None for one a physical core.
+    The text has `prompt_tokens`. The images are square, and cut as `detail` says in the API, or
+    into `num_crops` sub crops.
 
     Raises:
         ValueError: A detail and a number of crops are given.
@@ -51,17 +44,20 @@ def estimate(
     facts: dict[str, Any] = {
         "prompt_tokens": num_prompt_tokens,
         "tokens": num_tokens,
-        "crops": needs.num_crops,
+        "crops": needs.total_crops,
         "cache_bytes": needs.cache_bytes,
         "peak_bytes": needs.peak_bytes,
     }
     try:
-        calibration = load_calibration(manifest, provider, threads)
+        profile = load_profile(manifest, provider, num_threads)
     except CalibrationError as error:
         return {**facts, "note": f"no prediction of time: {error}"}
-    seconds = calibration.predict_ttft(num_prompt_tokens, needs.num_crops)
+    prefill_seconds = profile.predict_ttft(num_prompt_tokens)
+    seconds = profile.predict_ttft(num_prompt_tokens, needs.total_crops)
     return {
         **facts,
+        "seconds_per_crop": round(profile.seconds_per_crop, 3),
+        "prefill_tokens_per_second": round(num_prompt_tokens / prefill_seconds, 1),
+        "decode_tokens_per_second": round(profile.decode_tokens_per_second, 1),
         "time_to_first_token_seconds": round(seconds, 2),
-        "decode_tokens_per_second": round(calibration.decode_tokens_per_second, 1),
     }

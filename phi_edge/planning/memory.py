@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from phi_edge.engine.providers import PROVIDERS
 from phi_edge.errors import MemoryLimitError
 from phi_edge.image.crops import CROP_SIZE, count_tokens
-from phi_edge.package import VISION, Manifest, ModelInfo, weights_file
+from phi_edge.package import VISION, Manifest, ModelConfig, weights_file
+from phi_edge.text.prompt import Prompt
 
 # Python, NumPy, tokenizers and ONNX Runtime.
 _BASE_BYTES = 92_000_000
@@ -40,6 +41,22 @@ _PIXEL_BYTES = 3 * CROP_SIZE**2 * 4
 # Features are kept for the next question, and by the run for a second prefill.
 _FEATURE_COPIES = 2
 
+# The completions of one prompt that are decoded at once, and what their caches may take.
+_MAX_BATCH_SIZE = 8
+_BATCH_BYTES = 4 * 2**30
+
+
+def count_crops(image_size: tuple[int, int]) -> int:
+    """Count the crops of a padded image, the global one included."""
+    height, width = image_size
+    return height * width // CROP_SIZE**2 + 1
+
+
+def square_image_size(num_crops: int) -> tuple[int, int]:
+    """Find the padded height and width in pixels of a square image at most `num_crops`."""
+    side = math.isqrt(num_crops) * CROP_SIZE
+    return side, side
+
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
@@ -47,7 +64,7 @@ class Needs:
 
     Attributes:
         num_tokens: Of the prompt, image slots included, and of the completion.
-        num_crops: Of all images, the global ones included.
+        total_crops: Of all images, the global ones included.
         model_bytes: Memory of the process with the package loaded, ready for text.
         image_bytes: What images add for good: the vision tower, pixels and features.
         encoding_bytes: What encoding them adds, until the prompt is run.
@@ -57,7 +74,7 @@ class Needs:
     """
 
     num_tokens: int
-    num_crops: int
+    total_crops: int
     model_bytes: int
     image_bytes: int
     encoding_bytes: int
@@ -78,12 +95,10 @@ class Needs:
 def predict_needs(
     manifest: Manifest, num_tokens: int, image_sizes: Sequence[tuple[int, int]] = ()
 ) -> Needs:
-    """What a request takes on the CPU provider.
+    """Predict what a request takes on the CPU provider.
 
-    Args:
-        manifest: The package's.
-        num_tokens: Of the prompt, image slots included, and of the completion.
-        image_sizes: Height and width of each padded image in pixels, as `ImageCrops` has it.
+    The tokens are those of the prompt, image slots included, and of the completion. Image sizes are
+    height and width of each padded image in pixels, as `ImageCrops` has them.
     """
     model = manifest.model
     sizes = {role: manifest.files[weights_file(role)].size for role in manifest.graphs}
@@ -112,8 +127,8 @@ def predict_needs(
     )
 
 
-def _attention_bytes(model: ModelInfo) -> int:
-    """What a token of the sequence adds to the activations of a chunk, in one layer at a time."""
+def _attention_bytes(model: ModelConfig) -> int:
+    """Predict what a token adds to the activations of a chunk, in one layer at a time."""
     if model.cache_dtype != "int8":
         return 0
     key_value_bytes = 2 * 4 * model.num_key_value_heads * model.head_size
@@ -121,47 +136,105 @@ def _attention_bytes(model: ModelInfo) -> int:
 
 
 def most_tokens(
-    manifest: Manifest, max_bytes: int, image_sizes: Sequence[tuple[int, int]] = ()
+    manifest: Manifest, max_ram_bytes: int, image_sizes: Sequence[tuple[int, int]] = ()
 ) -> int:
-    """The most tokens of a sequence whose predicted peak is within `max_bytes`."""
+    """Find the most tokens of a sequence whose predicted peak is within `max_ram_bytes`."""
     empty = predict_needs(manifest, 0, image_sizes)
-    if empty.peak_bytes > max_bytes:
+    if empty.peak_bytes > max_ram_bytes:
         return 0
-    room = max_bytes - empty.model_bytes - empty.image_bytes
+    room = max_ram_bytes - empty.model_bytes - empty.image_bytes
     return room // predict_needs(manifest, 1).token_bytes
 
 
-def check_needs(needs: Needs, max_bytes: int) -> None:
+def check_needs(needs: Needs, max_ram_bytes: int) -> None:
     """Refuse what would take too much memory.
 
     Raises:
-        MemoryLimitError: The predicted peak is above `max_bytes`.
+        MemoryLimitError: The predicted peak is above `max_ram_bytes`.
     """
-    if needs.peak_bytes <= max_bytes:
+    if needs.peak_bytes <= max_ram_bytes:
         return
     parts = f"{_megabytes(needs.model_bytes)} for the model"
-    if needs.num_crops:
+    if needs.total_crops:
         image_bytes = needs.peak_bytes - needs.model_bytes - needs.token_bytes
-        parts += f", {_megabytes(image_bytes)} for {needs.num_crops} crops of images"
+        parts += f", {_megabytes(image_bytes)} for {needs.total_crops} crops of images"
     parts += f", {_megabytes(needs.token_bytes)} for {needs.num_tokens:,} tokens"
     raise MemoryLimitError(
         f"the request would take about {_megabytes(needs.peak_bytes)} of memory ({parts}), and "
-        f"max_ram_mb allows {_megabytes(max_bytes)}: use fewer crops, a shorter prompt or a "
+        f"max_ram_mb allows {_megabytes(max_ram_bytes)}: use fewer crops, a shorter prompt or a "
         "lower max_tokens, or raise max_ram_mb"
     )
 
 
-def count_crops(image_size: tuple[int, int]) -> int:
-    """Crops of a padded image, the global one included."""
-    height, width = image_size
-    return height * width // CROP_SIZE**2 + 1
-
-
-def square_image_size(num_crops: int) -> tuple[int, int]:
-    """Padded height and width of a square image at most `num_crops` sub crops, in pixels."""
-    side = math.isqrt(num_crops) * CROP_SIZE
-    return side, side
-
-
 def _megabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:,.0f} MB"
+
+
+class MemoryBudget:
+    """Bounds the requests to a package, by what they are predicted to need.
+
+    Attributes:
+        model: What the package says of the model.
+        max_ram_bytes: Most memory that the process may take; None for no limit.
+    """
+
+    def __init__(self, manifest: Manifest, max_ram_bytes: int | None = None) -> None:
+        self.model = manifest.model
+        self.max_ram_bytes = max_ram_bytes
+        self._manifest = manifest
+
+    def check(self, prompt: Prompt, max_tokens: int | None) -> None:
+        """Refuse a prompt that would take too much memory.
+
+        Raises:
+            MemoryLimitError: The predicted peak is above the limit.
+        """
+        if self.max_ram_bytes is not None:
+            num_tokens = prompt.num_tokens + (max_tokens or 1)
+            check_needs(self._needs(prompt, num_tokens), self.max_ram_bytes)
+
+    def max_length(self, prompt: Prompt, max_tokens: int | None) -> int:
+        """Find the most tokens that a prompt and a completion of it can have together.
+
+        With no `max_tokens`, a completion ends where the context does, or the memory.
+        """
+        longest = self.model.context_length
+        if self.max_ram_bytes is not None:
+            room = most_tokens(self._manifest, self.max_ram_bytes, prompt.image_sizes)
+            longest = min(longest, room)
+        if max_tokens is not None:
+            longest = min(longest, prompt.num_tokens + max_tokens)
+        return longest
+
+    def batch_size(self, prompt: Prompt, max_tokens: int | None, n: int) -> int:
+        """Choose how many of `n` completions of a prompt are decoded at once."""
+        batch_size = min(n, _MAX_BATCH_SIZE)
+        while batch_size > 1 and not self._has_room(prompt, max_tokens, batch_size):
+            batch_size -= 1
+        return batch_size
+
+    def room(self, prompt: Prompt, max_tokens: int | None, batch_size: int) -> int | None:
+        """Find what a request leaves to what is kept from earlier ones; None for no limit."""
+        if self.max_ram_bytes is None:
+            return None
+        num_tokens = self._most_cached(prompt, max_tokens, batch_size)
+        return max(0, self.max_ram_bytes - self._needs(prompt, num_tokens).peak_bytes)
+
+    def _has_room(self, prompt: Prompt, max_tokens: int | None, batch_size: int) -> bool:
+        num_tokens = self._most_cached(prompt, max_tokens, batch_size)
+        if num_tokens * self.model.cache_bytes_per_token > _BATCH_BYTES:
+            return False
+        peak_bytes = self._needs(prompt, num_tokens).peak_bytes
+        return self.max_ram_bytes is None or peak_bytes <= self.max_ram_bytes
+
+    def _needs(self, prompt: Prompt, num_tokens: int) -> Needs:
+        return predict_needs(self._manifest, num_tokens, prompt.image_sizes)
+
+    def _most_cached(self, prompt: Prompt, max_tokens: int | None, batch_size: int) -> int:
+        """Count the most tokens that are cached at a time, of all completions of a prompt."""
+        longest = self.max_length(prompt, max_tokens)
+        if batch_size == 1:
+            return longest
+        # A batch ends where the RoPE factors change.
+        member = min(longest, self.model.rope_limit(prompt.num_tokens))
+        return max(longest, prompt.num_tokens + batch_size * member)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
 from phi_edge import __version__
-from phi_edge.api.routes import Reply, Request, Routes
+from phi_edge.api.http import Reply, Request, json_reply
+from phi_edge.api.routes import ROUTES, Route, Routes, find_route
 from phi_edge.api.service import ChatService
 from phi_edge.errors import HttpResponseError
 
@@ -32,8 +35,6 @@ MAX_WAITING = 8
 MAX_BODY_SECONDS = 60.0
 # Clients give up after ten minutes, by default; this ends what an open connection holds.
 TIMEOUT_SECONDS = 3600.0
-_CHAT_PATHS = ("/chat/completions", "/models/chat/completions", "/v1/chat/completions")
-_INFO_PATHS = ("/info", "/models/info", "/v1/models", "/v1/models/{name:path}")
 # The status that web servers log for a client that went away.
 _CLIENT_CLOSED_REQUEST = 499
 
@@ -60,74 +61,93 @@ def make_app(
         timeout: Seconds after which a request that is not answered, or a stream that is not at
             its end, ends with an error; the time that it waits counts.
     """
-    server = _Server(service, Worker(max_waiting, timeout), max_body_bytes, max_body_seconds)
-    document = make_document(__version__, needs_key=api_key is not None)
-
-    async def openapi(_request: HttpRequest) -> Response:
-        return JSONResponse(document)
-
-    async def health(_request: HttpRequest) -> Response:
-        return JSONResponse({"status": "ok"})
+    server = _Application(
+        service,
+        Worker(max_waiting, timeout),
+        max_body_bytes,
+        max_body_seconds,
+        make_document(__version__, (*ROUTES, *SERVER_ROUTES), needs_key=api_key is not None),
+    )
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(server.worker.close)
 
-    routes = [
-        *(Route(path, server.chat, methods=["POST"]) for path in _CHAT_PATHS),
-        *(Route(path, server.info, methods=["GET"]) for path in _INFO_PATHS),
-        Route("/metrics", server.show_metrics, methods=["GET"]),
-        Route("/openapi.json", openapi, methods=["GET"]),
-        Route("/health", health, methods=["GET"]),
-    ]
-    return Starlette(
-        routes=routes,
-        middleware=[Middleware(Guard, api_key=api_key, is_local=is_local)],
-        exception_handlers={HTTPException: _say_http_error, HttpResponseError: _say_error},
-        lifespan=lifespan,
-    )
+    open_paths = {route.path for route in SERVER_ROUTES if not route.needs_key}
+    guard = Middleware(Guard, api_key=api_key, open_paths=open_paths, is_local=is_local)
+    app = Starlette(middleware=[guard], lifespan=lifespan)
+    app.router.default = server  # the table has the routes
+    return app
 
 
-class _Server:
-    """The routes that need the model."""
+class _Application:
+    """Answers requests, those that take the model through a queue."""
 
     def __init__(
-        self, service: ChatService, worker: Worker, max_body_bytes: int, max_body_seconds: float
+        self,
+        service: ChatService,
+        worker: Worker,
+        max_body_bytes: int,
+        max_body_seconds: float,
+        document: dict[str, Any],
     ) -> None:
         self.worker = worker
         self._metrics = Metrics(lambda: self.worker.num_waiting)
-        service.on_usage = self._metrics.count_usage
-        self._routes = Routes(service)
+        self._routes = Routes(service, self._metrics.count_usage)
         self._max_body_bytes = max_body_bytes
         self._max_body_seconds = max_body_seconds
+        self._document = document
 
-    async def info(self, request: HttpRequest) -> Response:
-        """What is known without running the model."""
-        return to_response(self._routes.respond(self._translate(request)))
+    def openapi(self, _request: Request, _cancel: object) -> Reply:
+        """Give the OpenAPI document."""
+        return json_reply(self._document)
 
-    async def show_metrics(self, _request: HttpRequest) -> Response:
-        """`/metrics`."""
-        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
+    def health(self, _request: Request, _cancel: object) -> Reply:
+        """Tell that the server is there."""
+        return json_reply({"status": "ok"})
 
-    async def chat(self, request: HttpRequest) -> Response:
-        """Queue a request, and give it up when its client goes away."""
-        start = time.monotonic()
-        path = request.url.path
+    def metrics(self, _request: Request, _cancel: object) -> Reply:
+        """Give the counters, for Prometheus."""
+        return Reply(200, {"content-type": "text/plain; version=0.0.4"}, self._metrics.text())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, as ASGI has it."""
+        if scope["type"] == "websocket":
+            await WebSocketClose()(scope, receive, send)
+            return
         try:
-            content = await self._receive_body(request)
-            translated = self._translate(request, content)
-            job = self.worker.submit(lambda cancel: self._routes.respond(translated, cancel))
-            reply = await _unless_disconnected(request, job)
+            response = await self._answer(HttpRequest(scope, receive))
         except HttpResponseError as error:
-            self._metrics.count_request(path, error.status_code)
+            response = to_response(error)
+        await response(scope, receive, send)
+
+    async def _answer(self, http: HttpRequest) -> Response:
+        # Starlette leaves the body of an answer to HEAD out.
+        method = "GET" if http.method == "HEAD" else http.method
+        request = Request(method, http.url.path, dict(http.headers))
+        route = find_route((*ROUTES, *SERVER_ROUTES), request)
+        if route.runs_model:
+            return await self._queue(route, request, http)
+        owner = self if route in SERVER_ROUTES else self._routes
+        return to_response(route.respond(owner, request, None))
+
+    async def _queue(self, route: Route[Routes], request: Request, http: HttpRequest) -> Response:
+        """Answer in the worker's thread, and give it up when the client goes away."""
+        start = time.monotonic()
+        try:
+            request = dataclasses.replace(request, body=await self._receive_body(http))
+            job = self.worker.submit(lambda cancel: self._routes.respond(request, cancel))
+            reply = await _unless_disconnected(http, job)
+        except HttpResponseError as error:
+            self._metrics.requests.labels(route.path, error.status_code).inc()
             raise
         except ClientDisconnect:
-            self._metrics.count_request(path, _CLIENT_CLOSED_REQUEST)
+            self._metrics.requests.labels(route.path, _CLIENT_CLOSED_REQUEST).inc()
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
-        self._metrics.count_request(path, reply.status)
+        self._metrics.requests.labels(route.path, reply.status).inc()
         if isinstance(reply.body, bytes):
-            self._metrics.time_request(time.monotonic() - start)
+            self._metrics.request_seconds.observe(time.monotonic() - start)
             return to_response(reply)
         return to_response(reply, self._timed(job, start))
 
@@ -137,19 +157,13 @@ class _Server:
         try:
             async for part in body:
                 if is_first:
-                    self._metrics.time_first_token(time.monotonic() - start)
+                    self._metrics.first_token_seconds.observe(time.monotonic() - start)
                     is_first = False
                 yield part
         finally:
             # Here too when the client went away in the middle.
             job.cancel.set()
-            self._metrics.time_request(time.monotonic() - start)
-
-    @staticmethod
-    def _translate(request: HttpRequest, content: bytes = b"") -> Request:
-        # Starlette leaves the body of an answer to HEAD out.
-        method = "GET" if request.method == "HEAD" else request.method
-        return Request(method, request.url.path, dict(request.headers), content)
+            self._metrics.request_seconds.observe(time.monotonic() - start)
 
     async def _receive_body(self, request: HttpRequest) -> bytes:
         try:
@@ -175,7 +189,7 @@ class _Server:
 
 
 async def _unless_disconnected(request: HttpRequest, job: Job) -> Reply:
-    """The job's reply; a client that goes away before it comes cancels the job."""
+    """Wait for the job's reply; a client that goes away before cancels the job."""
 
     async def disconnect() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -197,15 +211,9 @@ async def _unless_disconnected(request: HttpRequest, job: Job) -> Reply:
     return reply.result()
 
 
-async def _say_error(_request: HttpRequest, error: Exception) -> Response:
-    if not isinstance(error, HttpResponseError):
-        raise error
-    return to_response(error)
-
-
-async def _say_http_error(request: HttpRequest, error: Exception) -> Response:
-    """Starlette's own errors (no such path, no such method) in the API's shape."""
-    if not isinstance(error, HTTPException):
-        raise error
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    return to_response(HttpResponseError(error.status_code, message, headers=error.headers))
+# What a server has beyond the service.
+SERVER_ROUTES: tuple[Route[_Application], ...] = (
+    Route("GET", "/metrics", _Application.metrics),
+    Route("GET", "/openapi.json", _Application.openapi, reply=dict[str, Any]),
+    Route("GET", "/health", _Application.health, needs_key=False, reply=dict[str, str]),
+)

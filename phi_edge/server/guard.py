@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -13,7 +14,6 @@ from phi_edge.errors import HttpResponseError
 from .replies import to_response
 
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
-OPEN_PATHS = frozenset({"/health"})
 
 
 class Guard:
@@ -23,16 +23,17 @@ class Guard:
     another site's, or, if it had its own name resolve to this machine, the `Host` is that name.
     """
 
-    def __init__(self, app: ASGIApp, api_key: str | None, *, is_local: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, api_key: str | None, open_paths: Collection[str], *, is_local: bool
+    ) -> None:
         """Wrap an application.
 
-        Args:
-            app: What to guard.
-            api_key: Asked for on every path but `OPEN_PATHS`; nothing is asked for when None.
-            is_local: The server is reached by this machine alone, so its names are known.
+        A key, if there is one, is asked for on every path but the open ones. A server that is local
+        is reached by this machine alone, so its names are known.
         """
         self._app = app
         self._api_key = api_key
+        self._open_paths = open_paths
         self._is_local = is_local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,7 +53,11 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and (_host_of(origin) or origin) not in LOOPBACK_HOSTS | {host}:
             raise HttpResponseError(403, f"web pages of {origin} may not use this server")
-        if self._api_key is not None and path not in OPEN_PATHS and not self._has_key(headers):
+        if (
+            self._api_key is not None
+            and path not in self._open_paths
+            and not self._has_key(headers)
+        ):
             raise HttpResponseError(
                 401,
                 "a key is needed: send it as `Authorization: Bearer KEY` or `api-key: KEY`",

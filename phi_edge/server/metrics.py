@@ -13,16 +13,18 @@ _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class Metrics:
-    """Counters of one server."""
+    """Counters of one server.
+
+    Attributes:
+        requests: Counts answers, by path (that of a route) and status.
+        first_token_seconds: Times the first chunk of streams.
+        request_seconds: Times whole answers.
+    """
 
     def __init__(self, num_waiting: Callable[[], int]) -> None:
-        """Start counting.
-
-        Args:
-            num_waiting: Tells how many requests are in the queue.
-        """
+        """Start counting; `num_waiting` tells how many requests are in the queue."""
         self._registry = registry = CollectorRegistry()
-        self._requests = Counter(
+        self.requests = Counter(
             "phi_edge_requests", "Requests answered.", ["path", "status"], registry=registry
         )
         self._prompt_tokens = Counter(
@@ -31,13 +33,13 @@ class Metrics:
         self._completion_tokens = Counter(
             "phi_edge_completion_tokens", "Tokens generated.", registry=registry
         )
-        self._first = Histogram(
+        self.first_token_seconds = Histogram(
             "phi_edge_time_to_first_token_seconds",
             "From the request to the first chunk of a stream.",
             buckets=_BUCKETS,
             registry=registry,
         )
-        self._seconds = Histogram(
+        self.request_seconds = Histogram(
             "phi_edge_request_seconds",
             "From the request to the end of its answer.",
             buckets=_BUCKETS,
@@ -46,22 +48,10 @@ class Metrics:
         waiting = Gauge("phi_edge_requests_waiting", "Requests in the queue.", registry=registry)
         waiting.set_function(num_waiting)
 
-    def count_request(self, path: str, status: int) -> None:
-        """Count an answer; the path is one of the routes."""
-        self._requests.labels(path, str(status)).inc()
-
     def count_usage(self, usage: Usage) -> None:
         """Count the tokens of an answer."""
         self._prompt_tokens.inc(usage["prompt_tokens"])
         self._completion_tokens.inc(usage["completion_tokens"])
-
-    def time_first_token(self, seconds: float) -> None:
-        """Note how long a stream's first chunk took."""
-        self._first.observe(seconds)
-
-    def time_request(self, seconds: float) -> None:
-        """Note how long an answer took."""
-        self._seconds.observe(seconds)
 
     def text(self) -> bytes:
         """Everything, in Prometheus' format."""

@@ -1,61 +1,34 @@
-"""The OpenAPI document, made of the same types that check requests and build answers."""
+"""The OpenAPI document, made of the table of routes, and of the types that check requests and
+build answers.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from phi_edge.api.request import ChatRequest, ExtraParameters
-from phi_edge.api.response import Chunk, Completion, ModelDescription
+from phi_edge.api.routes import Route
 
 _REF = "#/components/schemas/{model}"
 # Before OpenAPI 3.2, the schema of a stream is that of an event in it. The last is no JSON.
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
-_TYPES = {
-    "ChatRequest": ChatRequest,
-    "Completion": Completion,
-    "Chunk": Chunk,
-    "ModelDescription": ModelDescription,
-}
 
 
-def make_document(version: str, *, needs_key: bool) -> dict[str, Any]:
-    """The document of a server.
-
-    Args:
-        version: This package's.
-        needs_key: A key is asked for.
-    """
-    chat = {
-        "requestBody": {"required": True, "content": _json("ChatRequest")},
-        "responses": _responses(
-            {**_json("Completion"), "text/event-stream": {"schema": _EVENT}},
-            400, 408, 413, 422, 429, 503,
-        ),
-    }  # fmt: skip
-    extra_parameters = {
-        "name": "extra-parameters",
-        "in": "header",
-        "description": "What becomes of fields that the Azure AI model inference API has not.",
-        "schema": TypeAdapter(ExtraParameters).json_schema(),
-    }
-    api_version = {"name": "api-version", "in": "query", "schema": {"type": "string"}}
-    listed = {"application/json": {"schema": {"type": "object"}}}
-    text = {"text/plain": {"schema": {"type": "string"}}}
-    paths: dict[str, Any] = {
-        "/info": {"get": {"responses": _responses(_json("ModelDescription"))}},
-        "/chat/completions": {"post": {**chat, "parameters": [extra_parameters, api_version]}},
-        "/v1/chat/completions": {"post": chat},
-        "/v1/models": {"get": {"responses": _responses(listed)}},
-        "/metrics": {"get": {"responses": _responses(text)}},
-        "/health": {"get": {"responses": {"200": {"description": "ok", "content": listed}}}},
-    }
+def make_document(version: str, routes: Sequence[Route[Any]], *, needs_key: bool) -> dict[str, Any]:
+    """Make the document of a server with these routes, which asks for a key or does not."""
+    paths: dict[str, Any] = {}
+    for route in routes:
+        operation = _describe(route)
+        if needs_key and not route.needs_key:
+            operation["security"] = []
+        paths.setdefault(route.path, {})[route.method.lower()] = operation
     document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "phi_edge", "version": version},
         "paths": paths,
-        "components": {"schemas": _schemas()},
+        "components": {"schemas": _schemas(routes)},
     }
     if needs_key:
         document["components"]["securitySchemes"] = {
@@ -63,27 +36,63 @@ def make_document(version: str, *, needs_key: bool) -> dict[str, Any]:
             "key": {"type": "apiKey", "in": "header", "name": "api-key"},
         }
         document["security"] = [{"bearer": []}, {"key": []}]
-        paths["/health"]["get"]["security"] = []
     return document
 
 
-def _json(name: str) -> dict[str, Any]:
-    return {"application/json": {"schema": {"$ref": _REF.format(model=name)}}}
+def _describe(route: Route[Any]) -> dict[str, Any]:
+    content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+    errors = [401, 403] if route.needs_key else [403]
+    if route.reply is not None:
+        content = _json(route.reply)
+    if route.runs_model:
+        content["text/event-stream"] = {"schema": _EVENT}
+        errors += [400, 408, 413, 422, 429, 503]
+    if "{" in route.path:
+        errors += [404]
+    error = {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}
+    operation: dict[str, Any] = {
+        "responses": {
+            "200": {"description": "ok", "content": content},
+            **{str(status): {"description": "error", "content": error} for status in errors},
+        }
+    }
+    if route.body is not None:
+        operation["requestBody"] = {"required": True, "content": _json(route.body)}
+    if parameters := list(_parameters(route)):
+        operation["parameters"] = parameters
+    return operation
 
 
-def _responses(content: dict[str, Any], *errors: int) -> dict[str, Any]:
-    found: dict[str, Any] = {"200": {"description": "ok", "content": content}}
-    for status in (401, 403, *errors):
-        found[str(status)] = {"description": "error", "content": _json("Error")}
-    return found
+def _parameters(route: Route[Any]) -> Iterator[dict[str, Any]]:
+    if "{model}" in route.path:
+        schema = {"type": "string"}
+        yield {"name": "model", "in": "path", "required": True, "schema": schema}
+    for place, parameters in {"header": route.headers, "query": route.query}.items():
+        for name, kind in parameters.items():
+            yield {"name": name, "in": place, "schema": TypeAdapter(kind).json_schema()}
 
 
-def _schemas() -> dict[str, Any]:
+def _is_named(kind: Any) -> bool:
+    """Tell whether a type has a schema of its own name; `dict[str, str]` has none."""
+    return hasattr(kind, "__annotations__")
+
+
+def _json(kind: Any) -> dict[str, Any]:
+    schema = (
+        {"$ref": _REF.format(model=kind.__name__)}
+        if _is_named(kind)
+        else TypeAdapter(kind).json_schema()
+    )
+    return {"application/json": {"schema": schema}}
+
+
+def _schemas(routes: Sequence[Route[Any]]) -> dict[str, Any]:
+    kinds: list[Any] = [kind for route in routes for kind in (route.body, route.reply)]
     schemas: dict[str, Any] = {}
-    for name, kind in _TYPES.items():
+    for kind in filter(_is_named, kinds):
         schema = TypeAdapter(kind).json_schema(ref_template=_REF)
         schemas |= schema.pop("$defs", {})
-        schemas[name] = schema
+        schemas[kind.__name__] = schema
     nullable = {"type": ["string", "null"]}
     error = {"message": {"type": "string"}, "type": nullable, "param": nullable}
     error |= {"code": {"type": "string"}, "status": {"type": "integer"}}

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 _GRACE_SECONDS = 10
 
 
-class _Server(uvicorn.Server):
+class _UvicornServer(uvicorn.Server):
     """Ends with exit code 0 on a signal, and at once on a second one."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -37,7 +37,7 @@ class _Server(uvicorn.Server):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host to bind to is reached by this machine alone."""
+    """Tell whether a host to bind to is reached by this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -53,17 +53,9 @@ def serve(
     max_waiting: int,
     timeout: float,
 ) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM or SIGINT; the arguments are `make_app`'s, and any free port for 0.
 
     Running answers may go on for 10 seconds then, or until a second signal.
-
-    Args:
-        service: What answers.
-        host: Address to bind to.
-        port: Port to bind to; any free one when 0.
-        api_key: Clients have to send it, when there is one.
-        max_waiting: Requests that may wait.
-        timeout: Seconds for each request; see `make_app`.
 
     Raises:
         ValueError: Others could reach the address, and there is no key.
@@ -86,4 +78,4 @@ def serve(
         access_log=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
-    _Server(config).run()
+    _UvicornServer(config).run()

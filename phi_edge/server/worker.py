@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-from phi_edge.api.routes import Reply, error_event, error_reply
+from phi_edge.api.http import Reply, error_event, error_reply
 from phi_edge.cancel import CancelToken
 from phi_edge.errors import HttpResponseError
 
@@ -24,12 +24,7 @@ class Job:
     """A request in the worker's hands. Setting `cancel` ends it, wherever it is."""
 
     def __init__(self, respond: Respond, timeout: float) -> None:
-        """Begin to wait.
-
-        Args:
-            respond: Does the work.
-            timeout: Seconds from now after which the request is answered with an error.
-        """
+        """Begin to wait; after `timeout` seconds the request is answered with an error."""
         self.cancel = CancelToken()
         self._respond = respond
         self._loop = asyncio.get_running_loop()
@@ -46,7 +41,7 @@ class Job:
         return reply
 
     async def body(self) -> AsyncIterator[bytes]:
-        """The parts of a streamed body, as they come."""
+        """Give the parts of a streamed body, as they come."""
         try:
             while isinstance(part := await self._parts.get(), bytes):
                 yield part
@@ -109,12 +104,7 @@ class Worker:
     """One thread with a bounded queue: the model's kernels use all cores for each request."""
 
     def __init__(self, max_waiting: int, timeout: float) -> None:
-        """Start the thread.
-
-        Args:
-            max_waiting: Requests that may wait.
-            timeout: Seconds for each, the time that it waits included.
-        """
+        """Start the thread. Each request has `timeout` seconds, the time that it waits included."""
         self._max_waiting = max_waiting
         self._timeout = timeout
         self._waiting: deque[Job] = deque()
@@ -169,7 +159,7 @@ class Worker:
             job.run()
 
     def _next(self) -> Job | None:
-        """The next job, when there is one; None after the end."""
+        """Wait for the next job; None after the end."""
         with self._changed:
             self._running = None
             self._changed.wait_for(lambda: self._waiting or self._is_closed)

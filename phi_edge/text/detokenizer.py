@@ -13,7 +13,7 @@ _SPACE = "▁"
 
 
 def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
-    """What a token stands for by itself; a special token's own name, nothing if there is none."""
+    """Give what a token stands for by itself; a special token's own name; nothing if it is none."""
     piece = tokenizer.id_to_token(token_id)
     if piece is None:
         return b""
@@ -38,12 +38,7 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        """Start a completion.
-
-        Args:
-            tokenizer: The checkpoint's tokenizer.
-            stop: Texts that end the completion and are not part of it. None may be empty.
-        """
+        """Start a completion, which ends before any of the texts `stop`; none may be empty."""
         if "" in stop:
             raise ValueError("a stop string cannot be empty")
         self._tokenizer = tokenizer
@@ -56,11 +51,11 @@ class Detokenizer:
         self.stopped = False
 
     def add(self, token_id: int) -> str:
-        """Text that is certain after this token; often empty."""
+        """Give the text that is certain after this token; often empty."""
         return self._release(self._utf8.decode(self._token_bytes(token_id)))
 
     def finish(self) -> str:
-        """The text still held back when the completion ends."""
+        """Give the text that is still held back when the completion ends."""
         return self._release(self._utf8.decode(b"", final=True), at_end=True)
 
     def _token_bytes(self, token_id: int) -> bytes:

@@ -44,6 +44,11 @@ class Prompt:
         return len(self.input_ids)
 
     @property
+    def image_keys(self) -> list[tuple[bytes, int]]:
+        """What tells each image from others, and its number of tokens."""
+        return [(crops.digest, crops.num_tokens) for crops in self.images]
+
+    @property
     def image_sizes(self) -> list[tuple[int, int]]:
         """Height and width of each padded image in pixels."""
         return [crops.image_size for crops in self.images]
@@ -86,7 +91,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str, images: Sequence[ImageCrops])
 
 
 def until_images_are_known(text: str) -> str:
-    """A prompt up to the first answer after its last image, or the whole of it."""
+    """Cut a prompt before the first answer after its last image, if there is one."""
     *_, last = [0, *(match.end() for match in _IMAGE_TAG.finditer(text))]
     end = text.find("<|assistant|>", last)
     return text if end < 0 else text[:end]
@@ -101,7 +106,7 @@ def _list_tags(numbers: Iterable[int]) -> str:
 
 
 def plain_text(tokenizer: Tokenizer, text: str) -> str:
-    """Text in which nothing is a special token or an image tag any more.
+    """Make text in which nothing is a special token or an image tag any more.
 
     A space after the first character makes ordinary text of them: `<|end|>` becomes `< |end|>`.
     Texts that have none stay as they are, and so do their tokens.
@@ -117,7 +122,7 @@ def plain_text(tokenizer: Tokenizer, text: str) -> str:
 
 
 def longest_token(tokenizer: Tokenizer) -> int:
-    """The most characters that a token can stand for.
+    """Find the most characters that a token can stand for.
 
     A text's characters, divided by it, are fewer than its tokens, which takes no tokenizing. White
     space at its ends must not be counted: special tokens beside it take it away.
@@ -129,12 +134,12 @@ def longest_token(tokenizer: Tokenizer) -> int:
 
 
 def image_tags(num_images: int) -> str:
-    """Tags of the images 1 to n, each on a line, as they stand before the first question."""
+    """Write the tags of the images 1 to n, each on a line, before the first question."""
     return "".join(f"<|image_{number}|>\n" for number in range(1, num_images + 1))
 
 
 def chat_text(turns: Iterable[tuple[str, str]]) -> str:
-    """A conversation in the model's chat template, ready for the assistant's next turn.
+    """Write a conversation in the model's chat template, up to the assistant's next turn.
 
     Args:
         turns: (role, content) pairs; roles are "system", "user" and "assistant".

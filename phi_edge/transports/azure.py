@@ -15,21 +15,20 @@ import json
 import threading
 from collections.abc import AsyncIterator, Iterator, MutableMapping
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from azure.core.exceptions import HttpResponseError
 from azure.core.pipeline.transport import AsyncHttpTransport, HttpTransport
 from azure.core.rest import AsyncHttpResponse, HttpRequest, HttpResponse
 from azure.core.utils import CaseInsensitiveDict
+from typing_extensions import Self
 
-from phi_edge.api.routes import Reply, Request, Routes
+from phi_edge.api.http import Reply, Request
+from phi_edge.api.routes import Routes
 from phi_edge.api.service import ChatService
 from phi_edge.api.threads import AsyncStream, call
 from phi_edge.cancel import CancelToken, close
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class LocalTransport(HttpTransport[HttpRequest, HttpResponse]):
@@ -39,13 +38,13 @@ class LocalTransport(HttpTransport[HttpRequest, HttpResponse]):
         self._routes = Routes(service)
 
     def open(self) -> None:
-        """There is nothing to open."""
+        """Do nothing: there is nothing to open."""
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: there is nothing to close."""
 
     def __exit__(self, *args: object) -> None:
-        """There is nothing to close."""
+        """Do nothing: there is nothing to close."""
 
     def send(self, request: HttpRequest, **options: Any) -> HttpResponse:
         """Answer a request; with `stream=True` the body is made as it is read."""
@@ -63,13 +62,13 @@ class AsyncLocalTransport(AsyncHttpTransport[HttpRequest, AsyncHttpResponse]):
         self._routes = Routes(service)
 
     async def open(self) -> None:
-        """There is nothing to open."""
+        """Do nothing: there is nothing to open."""
 
     async def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: there is nothing to close."""
 
     async def __aexit__(self, *args: object) -> None:
-        """There is nothing to close."""
+        """Do nothing: there is nothing to close."""
 
     async def send(self, request: HttpRequest, **options: Any) -> AsyncHttpResponse:
         """Answer a request in a thread; with `stream=True` the body is made as it is read."""
@@ -91,46 +90,28 @@ def _read(request: HttpRequest) -> Request:
 class _Answer:
     """What azure-core wants to know of a response, whether it is awaited or not."""
 
+    # Attributes, in the place of the abstract properties of azure-core's classes.
+    request: Any = None
+    status_code: int = 0
+    headers: MutableMapping[str, str] = CaseInsensitiveDict()
+    reason: str = ""
+    content_type: str | None = None
     encoding: str | None = "utf-8"
+    url: str = ""
+    is_closed: bool = False
 
     def __init__(self, request: HttpRequest, reply: Reply, cancel: threading.Event) -> None:
-        self._request = request
-        self._reply = reply
+        self.request, self.url = request, request.url
+        self.status_code, self.reason = reply.status, HTTPStatus(reply.status).phrase
+        self.headers = CaseInsensitiveDict(reply.headers)
+        self.content_type = reply.headers.get("content-type")
+        self._body = reply.body
         self._cancel = cancel
         self._content = reply.body if isinstance(reply.body, bytes) else None
-        self._is_closed = False
-
-    @property
-    def request(self) -> HttpRequest:
-        return self._request
-
-    @property
-    def status_code(self) -> int:
-        return self._reply.status
-
-    @property
-    def headers(self) -> MutableMapping[str, str]:
-        return CaseInsensitiveDict(self._reply.headers)
-
-    @property
-    def reason(self) -> str:
-        return HTTPStatus(self._reply.status).phrase
-
-    @property
-    def content_type(self) -> str | None:
-        return self._reply.headers.get("content-type")
-
-    @property
-    def is_closed(self) -> bool:
-        return self._is_closed
 
     @property
     def is_stream_consumed(self) -> bool:
         return self._content is not None
-
-    @property
-    def url(self) -> str:
-        return self._request.url
 
     @property
     def content(self) -> bytes:
@@ -152,7 +133,7 @@ class _Answer:
             raise HttpResponseError(response=self)
 
     def _chunks(self) -> Iterator[bytes]:
-        body = self._reply.body if self._content is None else self._content
+        body = self._body if self._content is None else self._content
         return iter([body]) if isinstance(body, bytes) else body
 
 
@@ -174,7 +155,7 @@ class _LocalResponse(_Answer, HttpResponse):
     iter_bytes = iter_raw
 
     def close(self) -> None:
-        self._is_closed = True
+        self.is_closed = True
         close(self._chunks(), self._cancel)
 
 
@@ -197,5 +178,5 @@ class _AsyncLocalResponse(_Answer, AsyncHttpResponse):
     iter_bytes = iter_raw
 
     async def close(self) -> None:
-        self._is_closed = True
+        self.is_closed = True
         await self._stream.aclose()

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 
 import httpx
 
-from phi_edge.api.routes import Reply, Request, Routes
+from phi_edge.api.http import Reply, Request
+from phi_edge.api.routes import Routes
 from phi_edge.api.service import ChatService
 from phi_edge.api.threads import AsyncStream, call
 from phi_edge.cancel import CancelToken, close

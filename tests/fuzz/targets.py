@@ -19,13 +19,14 @@ from pydantic import TypeAdapter
 
 import phi_edge
 from phi_edge import ImageError
+from phi_edge.api.http import Reply, Request
 from phi_edge.api.pieces import Piece
 from phi_edge.api.response import Chunk, Completion
-from phi_edge.api.routes import Reply, Request, Routes
+from phi_edge.api.routes import Routes
 from phi_edge.api.service import ChatService
 from phi_edge.image.crops import CROP_SIZE, hd_image
 from phi_edge.image.files import open_image
-from tests.strategies import BODIES, JSON
+from tests.helpers.strategies import BODIES, JSON
 
 Target = Callable[[bytes], object]
 

@@ -1,4 +1,4 @@
-"""Writes an OpenVINO IR as optimum-intel would (int4, symmetric, group 128), random weights.
+"""Write an OpenVINO IR as optimum-intel would (int4, symmetric, group 128), random weights.
 
     python -m benchmarks.speed.peers.openvino_ir OUT.xml
 
@@ -18,8 +18,9 @@ import openvino as ov
 from openvino import opset13 as op
 from openvino.op.util import Variable, VariableInfo
 
-_HIDDEN, _INNER, _LAYERS, _HEADS, _VOCABULARY = 3072, 8192, 32, 32, 32064
-_HEAD_SIZE = _HIDDEN // _HEADS
+from . import HEADS, HIDDEN, INNER, LAYERS, VOCABULARY
+
+_HEAD_SIZE = HIDDEN // HEADS
 _GROUP = 128
 _RNG = np.random.default_rng(0)
 _POOL = _RNG.integers(0, 256, 2**24 - 3, np.uint8)
@@ -28,12 +29,12 @@ Node = Any
 
 
 def random_bytes(*shape: int) -> npt.NDArray[np.uint8]:
-    """Bytes of their own for each weight: a file holds equal constants once."""
+    """Draw bytes of its own for each weight: a file holds equal constants once."""
     return np.resize(np.roll(_POOL, _RNG.integers(_POOL.size)), shape)
 
 
 def int4_weight(rows: int, columns: int) -> Node:
-    """4-bit values [rows, groups, 128] with float16 scales, as float32 [rows, columns]."""
+    """Make 4-bit values [rows, groups, 128] with float16 scales, as float32 [rows, columns]."""
     groups = columns // _GROUP
     packed = random_bytes(rows * columns // 2)
     shape = ov.Shape([rows, groups, _GROUP])
@@ -44,7 +45,7 @@ def int4_weight(rows: int, columns: int) -> Node:
 
 
 def int8_weight(rows: int, columns: int) -> Node:
-    """8-bit values with a float16 scale a row, as float32."""
+    """Make 8-bit values with a float16 scale for each row, as float32."""
     values = random_bytes(rows, columns).view(np.int8)
     scales = np.full((rows, 1), 0.00027, np.float16)
     product = op.multiply(op.convert(op.constant(values), "f16"), op.constant(scales))
@@ -52,20 +53,20 @@ def int8_weight(rows: int, columns: int) -> Node:
 
 
 def linear(x: Node, weight: Node) -> Node:
-    """`x @ weight.T`."""
+    """Multiply: `x @ weight.T`."""
     return op.matmul(x, weight, transpose_a=False, transpose_b=True)
 
 
 def rms_norm(x: Node) -> Node:
-    """`x / sqrt(mean(x^2) + eps) * weight`."""
+    """Normalize: `x / sqrt(mean(x^2) + eps) * weight`."""
     mean = op.reduce_mean(op.power(x, _scalar(2.0)), [-1], keep_dims=True)
     root = op.sqrt(op.add(mean, _scalar(1e-5)))
-    weight = op.constant(np.ones((1, 1, _HIDDEN), np.float32))
+    weight = op.constant(np.ones((1, 1, HIDDEN), np.float32))
     return op.multiply(weight, op.multiply(x, op.divide(_scalar(1.0), root)))
 
 
 def rotate(x: Node, cos: Node, sin: Node) -> Node:
-    """Rotary embedding of [batch, heads, sequence, head_size], halves against each other."""
+    """Rotate the halves of [batch, heads, sequence, head_size] against each other."""
     first, second = op.variadic_split(x, 3, [_HEAD_SIZE // 2] * 2).outputs()
     turned = op.concat([op.multiply(second, _scalar(-1.0)), first], -1)
     return op.add(op.multiply(x, cos), op.multiply(turned, sin))
@@ -83,16 +84,16 @@ class Graph:
 
     def build(self) -> ov.Model:
         """Build the model: ids, mask, positions, beam indices -> logits of the last position."""
-        x = op.gather(int8_weight(_VOCABULARY, _HIDDEN), self.input_ids, op.constant(0))
+        x = op.gather(int8_weight(VOCABULARY, HIDDEN), self.input_ids, op.constant(0))
         cos, sin = self._rotations()
         bias = self._causal_bias()
-        for layer in range(_LAYERS):
+        for layer in range(LAYERS):
             x = op.add(x, self._attention(layer, rms_norm(x), cos, sin, bias))
-            gate_up = linear(rms_norm(x), int4_weight(2 * _INNER, _HIDDEN))
-            gate, up = op.variadic_split(gate_up, 2, [_INNER, _INNER]).outputs()
-            x = op.add(x, linear(op.multiply(op.swish(gate), up), int4_weight(_HIDDEN, _INNER)))
+            gate_up = linear(rms_norm(x), int4_weight(2 * INNER, HIDDEN))
+            gate, up = op.variadic_split(gate_up, 2, [INNER, INNER]).outputs()
+            x = op.add(x, linear(op.multiply(op.swish(gate), up), int4_weight(HIDDEN, INNER)))
         last = op.slice(rms_norm(x), [-1], [np.iinfo(np.int64).max], [1], [1])
-        logits = op.result(linear(last, int8_weight(_VOCABULARY, _HIDDEN)), name="logits")
+        logits = op.result(linear(last, int8_weight(VOCABULARY, HIDDEN)), name="logits")
         logits.output(0).set_names({"logits"})
         inputs = [self.input_ids, self.mask, self.positions, self.beams]
         for node in inputs:
@@ -100,29 +101,29 @@ class Graph:
         return ov.Model([logits], self.assigns, inputs, "phi3")
 
     def _attention(self, layer: int, x: Node, cos: Node, sin: Node, bias: Node) -> Node:
-        qkv = linear(x, int4_weight(3 * _HIDDEN, _HIDDEN))
+        qkv = linear(x, int4_weight(3 * HIDDEN, HIDDEN))
         query, key, value = (
             op.transpose(
-                op.reshape(part, [0, 0, _HEADS, _HEAD_SIZE], special_zero=True), [0, 2, 1, 3]
+                op.reshape(part, [0, 0, HEADS, _HEAD_SIZE], special_zero=True), [0, 2, 1, 3]
             )
-            for part in op.variadic_split(qkv, 2, [_HIDDEN] * 3).outputs()
+            for part in op.variadic_split(qkv, 2, [HIDDEN] * 3).outputs()
         )
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         key, value = self._cached(layer, "key", key), self._cached(layer, "value", value)
         attended = op.scaled_dot_product_attention(query, key, value, bias)
         attended = op.transpose(attended, [0, 2, 1, 3])
         return linear(
-            op.reshape(attended, [0, 0, _HIDDEN], special_zero=True), int4_weight(_HIDDEN, _HIDDEN)
+            op.reshape(attended, [0, 0, HIDDEN], special_zero=True), int4_weight(HIDDEN, HIDDEN)
         )
 
     def _cached(self, layer: int, part: str, new: Node) -> Node:
         info = VariableInfo()
-        info.data_shape = ov.PartialShape([-1, _HEADS, -1, _HEAD_SIZE])
+        info.data_shape = ov.PartialShape([-1, HEADS, -1, _HEAD_SIZE])
         info.data_type = ov.Type.f32
         info.variable_id = f"past_key_values.{layer}.{part}present.{layer}.{part}"
         variable = Variable(info)
         batch = op.gather(op.shape_of(self.input_ids, "i64"), op.constant([0]), op.constant(0))
-        sizes = [op.constant(np.array([size], np.int64)) for size in (_HEADS, 0, _HEAD_SIZE)]
+        sizes = [op.constant(np.array([size], np.int64)) for size in (HEADS, 0, _HEAD_SIZE)]
         empty = op.broadcast(_scalar(0.0), op.concat([batch, *sizes], 0))
         past = op.gather(op.read_value(empty, variable), self.beams, op.constant(0))
         present = op.concat([past, new], 2)
@@ -138,7 +139,7 @@ class Graph:
         return op.cos(both), op.sin(both)
 
     def _causal_bias(self) -> Node:
-        """[batch, 1, sequence, total]: 0 where a key is not later than the query."""
+        """Make [batch, 1, sequence, total]: 0 where a key is not later than the query."""
         total = op.gather(op.shape_of(self.mask, "i64"), op.constant(1), op.constant(0))
         keys = op.range(op.constant(np.int64(0)), total, op.constant(np.int64(1)), "i64")
         is_seen = op.less_equal(op.unsqueeze(keys, [0, 1, 2]), op.unsqueeze(self.positions, [1, 3]))

@@ -15,9 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime_genai as og
 
-from .protocol import Figures, count_image_tokens, peak_rss_bytes, serve
-
-_NUM_TOKENS_BEFORE, _NUM_TOKENS_AFTER = 5, 30
+from .protocol import NUM_AROUND, Figures, count_image_tokens, peak_rss_bytes, serve
 
 
 class Genai:
@@ -50,10 +48,10 @@ class Genai:
         """Ask about a new image that has been cut into rows * columns crops and the whole image."""
         num_image_tokens = count_image_tokens(rows, columns)
         slots = np.full(num_image_tokens, -1, np.int32)
-        ids = [self._tokens(_NUM_TOKENS_BEFORE), slots, self._tokens(_NUM_TOKENS_AFTER)]
+        before, after = map(self._tokens, NUM_AROUND)
         shape = (1, rows * columns + 1, 3, 336, 336)
         inputs = og.NamedTensors()
-        inputs["input_ids"] = np.concatenate(ids)[None]
+        inputs["input_ids"] = np.concatenate([before, slots, after])[None]
         inputs["pixel_values"] = np.random.default_rng(seed).standard_normal(shape, np.float32)
         inputs["image_sizes"] = np.array([[rows * 336, columns * 336]], np.int64)
         inputs["num_image_tokens"] = np.array([[num_image_tokens]], np.int64)

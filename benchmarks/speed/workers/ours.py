@@ -21,10 +21,8 @@ from phi_edge.loading import BUNDLED_MODEL
 from phi_edge.package import DECODER, GRAPH_FILES, TOKENIZER_FILE
 from phi_edge.text.prompt import chat_text, encode_prompt
 
-from .protocol import Figures, peak_rss_bytes, serve
+from .protocol import NUM_AROUND, Figures, peak_rss_bytes, serve
 
-# What the chat template and a question of 20 words come to with the checkpoint's tokenizer.
-_NUM_TOKENS_BEFORE, _NUM_TOKENS_AFTER = 5, 30
 _NUM_TOKENS_SAMPLED_AFTER = 64
 
 
@@ -98,7 +96,7 @@ class Ours:
 
     @cached_property
     def _weight_bytes(self) -> int:
-        """Not before a decode step asks: it is no part of a load, nor of its memory."""
+        """Bytes that a decode step multiplies by; counted by the first step, not by a load."""
         return count_weight_bytes(self._package)
 
     def replay(self, question: str, schema: dict[str, Any] | None, answer: str) -> Figures:
@@ -161,9 +159,9 @@ class Ours:
         start = time.perf_counter()
         crops = self._model.preprocess(image, num_crops)
         # The first tokens are always those of the template.
-        before = np.arange(10, 10 + _NUM_TOKENS_BEFORE)
+        before = np.arange(10, 10 + NUM_AROUND[0])
         slots = np.full(crops.num_tokens, -1)
-        ids = np.concatenate([before, slots, self._tokens(_NUM_TOKENS_AFTER)])
+        ids = np.concatenate([before, slots, self._tokens(NUM_AROUND[1])])
         events = self._model.generate(phi_edge.Prompt(ids, (crops,)), max_tokens=num_tokens)
         next(events)
         first = time.perf_counter() - start
@@ -176,7 +174,7 @@ class Ours:
 
     @staticmethod
     def _image(seed: int, rows: int, columns: int) -> Image.Image:
-        """Noise of the size of the crops, twice as large if there are few, as photos are."""
+        """Draw noise of the size of the crops, twice as large if there are few, as photos are."""
         scale = 2 if rows * columns <= 4 else 1
         size = (scale * columns * CROP_SIZE, scale * rows * CROP_SIZE)
         if (rows, columns) == (2, 2):
@@ -186,7 +184,7 @@ class Ours:
 
 
 def count_weight_bytes(package: Path) -> int:
-    """Bytes of weights, scales and zero points that a decode step multiplies by."""
+    """Count the bytes of weights, scales and zero points that a decode step multiplies by."""
     import onnx_ir as ir
 
     decoder = ir.load(package / GRAPH_FILES[DECODER])

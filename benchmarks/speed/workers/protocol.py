@@ -9,7 +9,12 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.processes import rss_bytes
+
 Figures = dict[str, float]
+
+# Tokens before and after an image: the chat template and 20 words, with the checkpoint's tokenizer.
+NUM_AROUND = (5, 30)
 
 
 def serve(make_side: Callable[..., object]) -> None:
@@ -40,13 +45,12 @@ def _answer(side: object, name: str, arguments: dict[str, Any]) -> dict[str, Any
 
 
 def peak_rss_bytes() -> int:
-    """Most memory that was resident at a time in this process."""
+    """Measure the most memory that was resident at a time in this process."""
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return rss_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def count_image_tokens(rows: int, columns: int) -> int:
-    """Slots of an image with this grid of crops: those of `phi_edge.image.crops.count_tokens`."""
+    """Count an image's slots by its grid of crops, as `phi_edge.image.crops.count_tokens`."""
     return 144 * (rows * columns + 1) + 1 + 12 * (rows + 1)

@@ -1,16 +1,16 @@
-"""Compares the speed of two commits by ratio, in one run that alternates them.
+"""Compare the speed of two commits by ratio, in one run that alternates them.
 
-    python -m benchmarks.compare_commits BASE HEAD [--package DIR] [--case NAME ...] [--limit 0.9]
+    python -m benchmarks.speed.compare_commits BASE HEAD [--package DIR] [--case NAME ...]
 
 Each commit is checked out into a temporary folder. Without a package, each commit's exporter writes
-one of full size with random weights. The benchmarks are those of this checkout for both. Exits with
-1 when HEAD is slower than the limit allows.
+one of full size with random weights. The cases are those of this checkout. Each commit brings its
+own worker, which knows where its modules are. Exits with 1 when HEAD is slower than the limit
+allows.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import subprocess
 import sys
@@ -19,24 +19,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .speed.cases import CASES, Bench
-from .speed.report import Row, collect_rows, format_markdown
-from .speed.sides import ROOT, Spec, open_sides
-
-# What measures has to be the same for both commits, whatever they bring themselves.
-_SHARED = ("__init__.py", "speed", "synthetic_checkpoint.py", "synthetic_package.py")
+from .cases import CASES, Bench
+from .report import Row, collect_rows, format_markdown
+from .sides import ROOT, Spec, open_sides
 
 
 @contextmanager
 def checkouts(commits: Sequence[str]) -> Iterator[list[Path]]:
-    """A folder a commit, with the benchmarks of this checkout in place of its own."""
+    """Check out each commit into a folder of its own."""
     with tempfile.TemporaryDirectory() as temporary:
         folders = [Path(temporary) / str(number) for number in range(len(commits))]
         try:
             for commit, folder in zip(commits, folders, strict=True):
                 _git("worktree", "add", "--quiet", "--detach", str(folder), commit)
-                for name in _SHARED:
-                    _copy(ROOT / "benchmarks" / name, folder / "benchmarks" / name)
             yield folders
         finally:
             for folder in folders:
@@ -44,19 +39,12 @@ def checkouts(commits: Sequence[str]) -> Iterator[list[Path]]:
                     _git("worktree", "remove", "--force", str(folder))
 
 
-def _copy(source: Path, target: Path) -> None:
-    if source.is_file():
-        shutil.copyfile(source, target)
-    else:
-        shutil.copytree(source, target, dirs_exist_ok=True)
-
-
 def _git(*arguments: str) -> None:
     subprocess.run(["git", *arguments], cwd=ROOT, check=True)  # noqa: S603, S607
 
 
 def _write_package(checkout: Path) -> Path:
-    """A package of full size by a commit's own exporter."""
+    """Write a package of full size with a commit's own exporter."""
     package = checkout / "package"
     command = [sys.executable, "-m", "benchmarks.synthetic_package", str(package)]
     subprocess.run(command, cwd=checkout, check=True)  # noqa: S603
@@ -64,7 +52,7 @@ def _write_package(checkout: Path) -> Path:
 
 
 def find_regressions(rows: Sequence[Row], limit: float) -> list[str]:
-    """Figures of HEAD that are worse than `limit` times those of BASE, in words."""
+    """Tell which figures of HEAD are worse than `limit` times those of BASE."""
     found = []
     for row in rows:
         if row.side != "head" or not row.ratios:

@@ -1,11 +1,12 @@
-"""Does a provider of this machine run what packages hold, and rightly?
+"""Check that a provider of this machine runs what packages hold, and gives right answers.
 
-    python -m benchmarks.device_check cuda
+    python -m benchmarks.endurance.device_check cuda
 
-From a checkout with the extra `export` and the provider's own (`phi-edge doctor` tells). Three
-checks: the doctor's probe; logits of the golden checkpoint, in float16 where the provider has a
-target of that, against those that Microsoft's code computed in float32; and the answers of
-phi-edge-tiny, so and in int4, against its answers on the CPU. The exit code is 0 if all agree.
+Run it in a checkout with the extra `export` and the provider's own, which `phi-edge doctor` names.
+It makes the doctor's probe. It compares logits of the golden checkpoint with those that Microsoft's
+code computed in float32; ours are in float16 where the provider has a target of that. It compares
+the answers of phi-edge-tiny, in the same precision and in int4, with its answers on the CPU. The
+exit code is 0 if all agree.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 
 import phi_edge
 from benchmarks.synthetic_checkpoint import write_tokenizer
-from export import Checkpoint, export_package
+from export import Checkpoint, encode_samples, export_package
 from phi_edge.engine.doctor import examine
 from phi_edge.engine.providers import TARGETS
 from phi_edge.evaluation.samples import bundled_samples
@@ -29,7 +30,7 @@ from phi_edge.image.files import open_image
 from phi_edge.text.prompt import chat_text, image_tags
 from quantize import make_recipe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 TINY = ROOT / "benchmarks" / "quality" / "checkpoint"
 
@@ -41,13 +42,14 @@ NUM_QUESTIONS = 12
 def export(checkpoint: Path, target: Path, precision: str, provider: str) -> Path:
     """Export for the provider; those that have no target of their own take the CPU's."""
     built_for = provider if provider in TARGETS else "cpu"
-    recipe = make_recipe(precision, built_for)
-    export_package(Checkpoint(checkpoint), target, recipe, provider=built_for)
+    recipe, source = make_recipe(precision, built_for), Checkpoint(checkpoint)
+    samples = encode_samples(source, bundled_samples("calibration")) if recipe.is_calibrated else ()
+    export_package(source, target, recipe, provider=built_for, samples=samples)
     return target
 
 
 def golden_differences(model: phi_edge.Model) -> Iterator[tuple[str, float]]:
-    """Each golden case with the largest difference of its first logits."""
+    """Give each golden case with the largest difference of its first logits."""
     with np.load(GOLDEN / "golden.npz") as arrays:
         cases = json.loads((GOLDEN / "manifest.json").read_text(encoding="utf-8"))["logits"]
         for name, case in cases.items():
@@ -60,7 +62,7 @@ def golden_differences(model: phi_edge.Model) -> Iterator[tuple[str, float]]:
 
 
 def answers(folder: Path, provider: str) -> list[list[int]]:
-    """Greedy tokens of a package's answers to the first bundled questions."""
+    """Generate the greedy tokens of a package's answers to the first bundled questions."""
     found = []
     with phi_edge.load_model(folder, provider=provider) as model:
         for sample in bundled_samples("held_out")[:NUM_QUESTIONS]:
@@ -71,7 +73,7 @@ def answers(folder: Path, provider: str) -> list[list[int]]:
 
 
 def check(provider: str, folder: Path) -> Iterator[tuple[str, bool]]:
-    """What was checked, and whether it was right."""
+    """Check everything, and tell what was checked and whether it was right."""
     probe = examine().providers[provider]
     yield (
         f"probe: {probe.problem or f'differs from NumPy by {probe.max_error:.1e}'}",

@@ -1,6 +1,6 @@
-"""How long work goes on after it was cancelled, in prefill and in the vision tower.
+"""Measure how long work goes on after it was cancelled, in prefill and in the vision tower.
 
-    python -m benchmarks.cancelling PACKAGE [--rounds 10]
+    python -m benchmarks.endurance.cancelling PACKAGE [--rounds 10]
 
 Beside a `CancelToken` it cancels by a plain `threading.Event`, which is looked at between the runs
 of graphs alone. Both are set at random moments of the work.
@@ -17,8 +17,8 @@ from contextlib import suppress
 import numpy as np
 
 import phi_edge
+from phi_edge.evaluation.measure import noise_image
 from phi_edge.image.crops import CROP_SIZE
-from phi_edge.planning.speed import noise_image
 
 _NUM_TOKENS = 512
 _RNG = np.random.default_rng(0)
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     arguments = parser.parse_args()
     with phi_edge.load_model(arguments.package, prefix_cache_bytes=0) as model:
-        prompt = phi_edge.Prompt(_RNG.integers(3, 1000, _NUM_TOKENS, dtype=np.int64))
+        prompt = phi_edge.Prompt(_RNG.integers(3, model.manifest.model.vocab_size, _NUM_TOKENS))
         works: dict[str, Callable[[threading.Event], object]] = {
             f"prefill of {_NUM_TOKENS} tokens": lambda cancel: model.start(prompt, cancel),
             # Each time another: what is kept of an image is not computed again.
@@ -56,7 +56,7 @@ def _time(work: Callable[[], object]) -> float:
 def _measure(
     work: Callable[[threading.Event], object], cancel: threading.Event, seconds: float
 ) -> float:
-    """Milliseconds from a random moment of the work, when it is cancelled, to its end."""
+    """Cancel work at a random moment, and measure the milliseconds from then to its end."""
     moments: list[float] = []
     wait = float(_RNG.uniform(0.1, 0.8)) * seconds
     timer = threading.Timer(wait, _set, (cancel, moments))

@@ -1,22 +1,20 @@
-"""What choosing a token costs: milliseconds for each way, beside sorting the whole vocabulary.
+"""Measure how long each way to choose a token takes, beside sorting the whole vocabulary.
 
-    python -m benchmarks.sampling [--vocab-size 32064] [--rounds 20]
+    python -m benchmarks.speed.sampling [--vocab-size 32064] [--rounds 20]
 
 Logits are normally distributed; the larger their standard deviation, the fewer tokens are likely.
-Language models are mostly surer of themselves than with 3. Each figure is the median over rounds,
-both sides by turns in each.
+In language models, mostly fewer are likely than with 3. Each figure is the median over rounds, both
+sides by turns in each.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
+from benchmarks.timing import Work, median_ms
 from phi_edge import GenerationOptions
 from phi_edge.generation.options import OptionFields
 from phi_edge.generation.sampling import Logits, Sampler, log_probabilities
@@ -34,7 +32,7 @@ _WAYS: dict[str, OptionFields] = {
 
 
 def draw_by_sorting(logits: Logits, number: float, options: GenerationOptions) -> int:
-    """What `phi_edge.generation.sampling.draw` gives, without min_p, by sorting everything."""
+    """Draw as `phi_edge.generation.sampling.draw` does, without min_p, by sorting everything."""
     order = np.argsort(-logits, kind="stable")[: options.top_k]
     below = logits[order].astype(np.float64) - logits[order[0]]
     with np.errstate(over="ignore"):
@@ -48,18 +46,15 @@ def draw_by_sorting(logits: Logits, number: float, options: GenerationOptions) -
 
 
 def log_by_sorting(logits: Logits) -> list[float]:
-    """Log probabilities of the most likely tokens, by sorting everything."""
+    """Compute log probabilities of the most likely tokens by sorting everything."""
     exact = logits.astype(np.float64)
     normaliser = exact.max() + np.log(np.exp(exact - exact.max()).sum())
     top = np.argsort(-logits, kind="stable")[:_NUM_TOP]
     return [float(exact[token_id] - normaliser) for token_id in top]
 
 
-Work = Callable[[], object]
-
-
 def make_works(logits: Logits) -> dict[str, tuple[Work, Work]]:
-    """For each way, what is measured, and the same by sorting."""
+    """Make what is measured for each way, and the same by sorting."""
     rng = np.random.default_rng(0)
     works: dict[str, tuple[Work, Work]] = {}
     for name, fields in _WAYS.items():
@@ -79,18 +74,6 @@ def _both(first: Work, second: Work) -> Work:
     return lambda: (first(), second())
 
 
-def measure(works: tuple[Work, Work], rounds: int) -> list[float]:
-    """Median milliseconds of each, by turns of a few calls."""
-    times: list[list[float]] = [[] for _ in works]
-    for _ in range(rounds):
-        for work, found in zip(works, times, strict=True):
-            start = time.perf_counter()
-            for _ in range(_CALLS_A_TURN):
-                work()
-            found.append(1000 * (time.perf_counter() - start) / _CALLS_A_TURN)
-    return [statistics.median(found) for found in times]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--vocab-size", type=int, default=32_064)
@@ -101,7 +84,7 @@ def main() -> None:
         print(f"standard deviation {scale}")
         logits = rng.standard_normal(arguments.vocab_size, np.float32) * np.float32(scale)
         for name, works in make_works(logits).items():
-            ours, sorting = measure(works, arguments.rounds)
+            ours, sorting = median_ms(works, arguments.rounds, calls=_CALLS_A_TURN)
             print(f"  {name}: {ours:.3f} ms, by sorting {sorting:.3f} ms ({sorting / ours:.1f}x)")
 
 

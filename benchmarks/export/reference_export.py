@@ -1,9 +1,9 @@
-"""The two models inside a checkpoint, exported to ONNX the standard way, with optimum.
+"""Export the two models inside a checkpoint to ONNX the standard way, with optimum.
 
 The text decoder is transformers' own `Phi3ForCausalLM` and the image tower its `CLIPVisionModel`;
 both take their dimensions from `config.json` and their weights from the safetensors files. No code
-of the checkpoint is run. Nothing of `phi_edge` or `export` is used either: what comes out is what
-their graphs are compared with, so it must not share their mistakes.
+of the checkpoint is run. Nothing of `phi_edge` or `export` is used either: their graphs are
+compared with what comes out, so it must not share their mistakes.
 
 Needs the extra `reference`. The weights are held in float32, more than once during the export.
 """
@@ -94,7 +94,7 @@ def export_tower(checkpoint: Path, folder: Path) -> Path:
 
 
 def build_decoder(checkpoint: Path, *, long_context: bool = False) -> Phi3ForCausalLM:
-    """Phi-3 with the checkpoint's weights in float32.
+    """Build Phi-3 with the checkpoint's weights in float32.
 
     Args:
         checkpoint: Folder with `config.json` and `*.safetensors`.
@@ -114,7 +114,7 @@ def build_decoder(checkpoint: Path, *, long_context: bool = False) -> Phi3ForCau
 
 
 def build_tower(checkpoint: Path) -> CLIPVisionModel:
-    """CLIP without its last layer, whose output the image features do not use, in float32."""
+    """Build CLIP in float32 without its last layer, whose output the image features do not use."""
     given = read_config(checkpoint)["img_processor"].get("vision_config", {})
     fields = {**_CLIP_VIT_L_14_336, **given}
     last_layer = fields["num_hidden_layers"] - 1

@@ -1,4 +1,4 @@
-"""A Hugging Face hub with one model, on this machine: as much of it as a download needs."""
+"""A Hugging Face hub on this machine, with one model and no more than a download needs."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _etag(content: bytes) -> str:
 
 @contextmanager
 def fake_hub(folder: Path) -> Iterator[str]:
-    """Serve the files of a folder as `MODEL`, from another process; gives the hub's address."""
+    """Serve the files of a folder as `MODEL` from another process, and give the hub's address."""
     handler: Any = type("_Handler", (_Handler,), {"folder": folder})
     server = _Server(("127.0.0.1", 0), handler)
     child = os.fork()

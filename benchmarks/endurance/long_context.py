@@ -1,6 +1,6 @@
-"""Fills the whole context of a package, and shows that one token more is refused.
+"""Fill the whole context of a package, and show that one token more is refused.
 
-python -m benchmarks.long_context PACKAGE
+python -m benchmarks.endurance.long_context PACKAGE
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How long asynchronous code waits for the model: the largest gaps of the event loop.
+"""Measure how long asynchronous code waits for the model: the largest gaps of the event loop.
 
-    python -m benchmarks.event_loop [PACKAGE] [--rounds 5]
+    python -m benchmarks.speed.event_loop [PACKAGE] [--rounds 5]
 
 A task of the same loop asks for its turn every millisecond, while a client loads the package, and
 while it streams an answer. Each round is a process of its own, as the first load imports ONNX
@@ -25,7 +25,7 @@ _MESSAGES = [UserMessage(content="How many languages are in the world?")]
 
 
 async def _largest_gap_ms(work: Awaitable[object]) -> float:
-    """The longest that the loop was busy with anything but its other task."""
+    """Measure the longest time for which the loop was busy with anything but its other task."""
     task = asyncio.ensure_future(work)
     largest, last = 0.0, time.perf_counter()
     while not task.done():
@@ -59,7 +59,7 @@ def main() -> None:
     if arguments.once:
         print(json.dumps(asyncio.run(_measure(arguments.package))))
         return
-    command = [sys.executable, "-m", "benchmarks.event_loop", "--once"]
+    command = [sys.executable, "-m", "benchmarks.speed.event_loop", "--once"]
     command += [arguments.package] if arguments.package else []
     found = [
         json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)  # noqa: S603

@@ -1,12 +1,12 @@
-"""Does a server stay as it was under good, bad and broken requests for a long time?
+"""Check that a server stays as it was under good, bad and broken requests for a long time.
 
-python -m benchmarks.soak [--minutes 10] [--package PACKAGE]
+python -m benchmarks.endurance.soak [--minutes 10] [--package PACKAGE]
 
-Starts `phi-edge serve` and asks it from several threads: valid questions, each of which has to be
-answered as it was when it was asked alone; invalid ones, which have to be refused; and clients
-that go away in the middle of an upload, a prefill or a stream. After a warm-up and at the end, when
-nothing is asked, it looks at the process: memory may have grown by 5%, and threads and open files
-not at all. Exits with 1 when any of this does not hold. Linux alone.
+Start `phi-edge serve` and ask it from several threads. Valid questions have to be answered as when
+each was asked alone. Invalid ones have to be refused. Some clients go away in the middle of an
+upload, a prefill or a stream. After a warm-up and at the end, when nothing is asked, look at the
+process: memory may have grown by 5%, and threads and open files not at all. Exit with 1 when any of
+this does not hold. Linux alone.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Server:
 
     @contextmanager
     def request(self, method: str, path: str, content: bytes = b"") -> Iterator[Any]:
-        """The response to a request, on a connection of its own that is closed afterwards."""
+        """Send a request on a connection of its own that is closed afterwards."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_REPLY_SECONDS)
         try:
             connection.request(method, path, content, _JSON)
@@ -85,7 +85,7 @@ class Server:
             connection.close()
 
     def ask(self, body: Body) -> tuple[int, Any]:
-        """Status and JSON of an answer."""
+        """Ask, and give status and JSON of the answer."""
         with self.request("POST", CHAT, json.dumps(body).encode()) as response:
             return response.status, json.loads(response.read())
 
@@ -97,7 +97,7 @@ class Server:
             time.sleep(seconds)
 
     def state(self) -> State:
-        """What the process holds."""
+        """Look at what the process holds."""
         place = Path(f"/proc/{self._process.pid}")
         facts = dict(re.findall(r"(\w+):\s+(\d+)", (place / "status").read_text()))
         num_files = len(list((place / "fd").iterdir()))
@@ -106,7 +106,7 @@ class Server:
 
 @contextmanager
 def serving(package: Path) -> Iterator[Server]:
-    """A server of a package, on a free port."""
+    """Run a server of a package on a free port."""
     command = [sys.executable, "-m", "phi_edge", "serve", "--model", str(package), "--port", "0"]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
@@ -118,7 +118,7 @@ def serving(package: Path) -> Iterator[Server]:
 
 
 def data_url(colour: str) -> str:
-    """A picture of a coloured square."""
+    """Draw a coloured square."""
     image = Image.new("RGB", (300, 200), "white")
     ImageDraw.Draw(image).rectangle((50, 50, 150, 150), fill=colour)
     file = io.BytesIO()
@@ -127,13 +127,13 @@ def data_url(colour: str) -> str:
 
 
 def user(text: str, image: str | None = None) -> list[Body]:
-    """Messages with a question."""
+    """Write messages with a question."""
     part = [{"type": "image_url", "image_url": {"url": image}}] if image else []
     return [{"role": "user", "content": [*part, {"type": "text", "text": text}]}]
 
 
 def valid_bodies() -> list[Body]:
-    """Questions of every kind; the same ones again and again, so that what is kept has an end."""
+    """List questions of every kind; few, so that what the server keeps of them has an end."""
     images = [data_url(colour) for colour in ("red", "blue", "green")]
     schema = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}}
     tool = {"type": "function", "function": {"name": "look", "parameters": schema}}
@@ -151,7 +151,7 @@ def valid_bodies() -> list[Body]:
 
 
 def invalid_contents() -> list[bytes]:
-    """What has to be refused."""
+    """List what has to be refused."""
     damaged = data_url("red")[:-80]
     too_deep = {"type": "object", "properties": json.loads('{"a":' * 150 + "{}" + "}" * 150)}
     bodies: list[Body] = [
@@ -226,7 +226,7 @@ class Soak:
 
     @staticmethod
     def _texts(answer: tuple[int, Any]) -> list[Any]:
-        """What is the same each time in an answer."""
+        """Take what is the same each time from an answer."""
         status, body = answer
         if status != 200:
             raise ValueError(f"status {status}: {body}")

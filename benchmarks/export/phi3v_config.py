@@ -1,4 +1,4 @@
-"""Reads a checkpoint's configuration with the standard library alone.
+"""Read a checkpoint's configuration with the standard library alone.
 
 The exporter's own reader is not used: what comparisons run must not share its mistakes, nor load
 its libraries.

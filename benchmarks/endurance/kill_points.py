@@ -1,11 +1,11 @@
-"""What becomes of exports, downloads and cache files whose process is killed.
+"""Check what becomes of exports, downloads and cache files whose process is killed.
 
-    python -m benchmarks.kill_points CHECKPOINT WORKDIR [--points N] [--twice] [--json]
+    python -m benchmarks.endurance.kill_points CHECKPOINT WORKDIR [--points N] [--twice] [--json]
 
 A trial runs a job in a process that kills itself (SIGKILL) before its k-th change of the file
-system or the k-th tensor, and looks at what is there; with `--twice`, the next run is killed too.
-Then one goes through, and has to give what a run gives that was never disturbed. N values of k are
-tried with each job, or all. `CHECKPOINT` should be tiny, as `benchmarks/quality/checkpoint` is.
+system or the k-th tensor, and looks at what is there. With `--twice`, the next run is killed too.
+The last run goes through, and has to give the same as one that was never disturbed. N values of k
+are tried with each job, or all. `CHECKPOINT` should be tiny, as `benchmarks/quality/checkpoint` is.
 Needs `fork`.
 """
 
@@ -29,6 +29,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from benchmarks.tables import format_header, format_row
 from export import Checkpoint, encode_samples, export_package, find_checkpoint
 from phi_edge import package
 from phi_edge.cache.file import TEMPORARY_PREFIX, CacheFile, write_cache_file
@@ -67,7 +68,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What came of one.
+    """What came of a trial.
 
     Attributes:
         points: Changes before which the first run and perhaps the second were killed.
@@ -92,7 +93,7 @@ def export(checkpoint: Path, method: Method, target: Path, step: Step) -> None:
 
 
 def look_at_package(target: Path) -> str:
-    """The digest of a package all of whose files are as they should be."""
+    """Check all files of a package, and give its digest."""
     if not target.exists():
         return "absent"
     manifest = package.read_manifest(target)
@@ -109,7 +110,7 @@ def download(target: Path, _: Step) -> None:
 
 
 def look_at_download(target: Path) -> str:
-    """The digest of a checkpoint in a cache, if one is found there without the network."""
+    """Give the digest of a checkpoint in a cache, if one is found there without the network."""
     with patch.multiple(_HUB, HF_HUB_CACHE=str(target), HF_HUB_OFFLINE=True):
         try:
             files = Checkpoint(find_checkpoint(MODEL)).files
@@ -130,7 +131,7 @@ def write_cache(value: int, target: Path, step: Step) -> None:
 
 
 def look_at_cache(target: Path) -> str:
-    """What is in a file of the disk cache that is whole."""
+    """Check a file of the disk cache, and tell what is in it."""
     if not target.exists():
         return "absent"
     with CacheFile(target) as file:
@@ -140,7 +141,7 @@ def look_at_cache(target: Path) -> str:
 
 
 def make_jobs(checkpoint: Path, old: Path) -> list[Job]:
-    """The jobs, on a checkpoint and an older package of it."""
+    """Make the jobs, on a checkpoint and an older package of it."""
     nearest, gptq = partial(export, checkpoint, "nearest"), partial(export, checkpoint, "gptq")
     copy = partial(shutil.copytree, old)
     return [
@@ -254,7 +255,7 @@ def _try_kills(job: Job, folder: Path, kills: list[int], states: dict[str, str])
 
 
 def _what_is_wrong(job: Job, folder: Path, states: dict[str, str]) -> str | None:
-    """What an undisturbed run should not have left."""
+    """Find what an undisturbed run should not have left."""
     if states.get(job.look(folder / "target")) != "new":
         return "the result differs from that of a run that was never disturbed"
     # Those of the disk cache go when they are an hour old.
@@ -282,8 +283,7 @@ def try_jobs(arguments: argparse.Namespace) -> None:
     old = arguments.workdir.resolve() / "old"
     run_in_child(partial(export, arguments.checkpoint, "search"), old)
     if not arguments.json:
-        print("| job | trials | kills | left absent | old | new | problems |")
-        print("| --- | --- | --- | --- | --- | --- | --- |")
+        print(format_header("job", "trials", "kills", "left absent", "old", "new", "problems"))
     for number, job in enumerate(make_jobs(arguments.checkpoint, old)):
         folder = arguments.workdir.resolve() / str(number)
         trials = []
@@ -292,15 +292,14 @@ def try_jobs(arguments: argparse.Namespace) -> None:
             if arguments.json:
                 print(json.dumps(dataclasses.asdict(trial)), flush=True)
         if not arguments.json:
-            _print_row(job.name, trials)
+            print(_format_row(job.name, trials), flush=True)
 
 
-def _print_row(name: str, trials: list[Trial]) -> None:
+def _format_row(name: str, trials: list[Trial]) -> str:
     states = Counter(state for trial in trials for state in trial.states)
     problems = [f"{trial.points}: {trial.problem}" for trial in trials if trial.problem]
     found = (states["absent"], states["old"], states["new"])
-    cells = (len(trials), sum(found), *found, "; ".join(problems) or 0)
-    print(f"| {name} | {' | '.join(map(str, cells))} |", flush=True)
+    return format_row(name, len(trials), sum(found), *found, "; ".join(problems) or 0)
 
 
 if __name__ == "__main__":

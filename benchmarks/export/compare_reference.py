@@ -1,6 +1,6 @@
-"""Size, node count and speed of a package beside those of the standard export.
+"""Compare size, node count and speed of a package with those of the standard export.
 
-    python -m benchmarks.compare_reference CHECKPOINT PACKAGE [--json FILE]
+    python -m benchmarks.export.compare_reference CHECKPOINT PACKAGE [--json FILE]
 
 The reference is made from the checkpoint by `reference_export` (extra `reference`) in float32. The
 two sides run in turn, after a warm-up.
@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from benchmarks.timing import Work, median_ms
 from phi_edge.engine.session import import_onnxruntime
 from phi_edge.errors import PackageError
 from phi_edge.package import DECODER, EMBEDDING, GRAPH_FILES, VISION, read_manifest
@@ -84,7 +83,7 @@ class TextModel:
         self._output_names = [item.name for item in self._decoder.get_outputs()]
 
     def empty_cache(self) -> Cache:
-        """Keys and values of no tokens, each [1, kv_heads, 0, head_dim]."""
+        """Make keys and values of no tokens, each [1, kv_heads, 0, head_dim]."""
         return {
             item.name: np.zeros((1, item.shape[1], 0, item.shape[3]), _CACHE_TYPES[item.type])
             for item in self._decoder.get_inputs()
@@ -127,7 +126,7 @@ class TextModel:
 
 
 def load_session(path: Path) -> Any:
-    """An ONNX Runtime session on the CPU, with the default number of threads."""
+    """Open an ONNX Runtime session on the CPU, with the default number of threads."""
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors
@@ -137,17 +136,17 @@ def load_session(path: Path) -> Any:
 
 
 def load_own_text(package: Path) -> TextModel:
-    """The text side of a package."""
+    """Load the text side of a package."""
     return TextModel(package / GRAPH_FILES[DECODER], package / GRAPH_FILES[EMBEDDING])
 
 
 def graph_bytes(path: Path) -> int:
-    """Bytes of an ONNX file with its external data, which lies beside it under a longer name."""
+    """Count the bytes of an ONNX file and of the data beside it, whose name is longer."""
     return sum(file.stat().st_size for file in path.parent.glob(path.name + "*"))
 
 
 def count_nodes(path: Path) -> int:
-    """Nodes of a graph and of the subgraphs inside its nodes."""
+    """Count the nodes of a graph and of the subgraphs inside its nodes."""
 
     def count(nodes: Iterable[onnx.NodeProto]) -> int:
         return sum(
@@ -168,17 +167,9 @@ def compare_graphs(name: str, own: Sequence[Path], reference: Path) -> GraphComp
     )
 
 
-def compare_speed(
-    name: str, own: Callable[[], object], reference: Callable[[], object], runs: int
-) -> SpeedComparison:
-    """Time two functions in turn, so that both meet the same changes of the machine's speed."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(WARM_UP_RUNS + runs):
-        for function, kept in zip((own, reference), times, strict=True):
-            start = time.perf_counter()
-            function()
-            kept.append((time.perf_counter() - start) * 1000)
-    own_ms, reference_ms = (statistics.median(kept[WARM_UP_RUNS:]) for kept in times)
+def compare_speed(name: str, own: Work, reference: Work, runs: int) -> SpeedComparison:
+    """Time two functions in turn, after a warm-up."""
+    own_ms, reference_ms = median_ms((own, reference), runs, warm_up_rounds=WARM_UP_RUNS)
     return SpeedComparison(name, own_ms, reference_ms)
 
 
@@ -223,7 +214,7 @@ def compare_decoders(
 
 
 def format_report(graphs: Sequence[GraphComparison], speeds: Sequence[SpeedComparison]) -> str:
-    """The report as a text table with a row for every figure."""
+    """Format a text table with a row for every figure."""
     header = f"{'ours':>12} {'reference':>12} {'ratio':>8}"
     lines = [f"{'':34} {header}"]
     for graph in graphs:
@@ -240,11 +231,9 @@ def format_report(graphs: Sequence[GraphComparison], speeds: Sequence[SpeedCompa
     return "\n".join([*lines, "", NOTES])
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.compare_reference", description=__doc__.partition("\n")[0]
-    )
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("checkpoint", type=Path, help="folder of a Phi-3.5-vision checkpoint")
     parser.add_argument("package", type=Path, help="package that was exported from it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
@@ -252,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--prompt-tokens", type=int, default=128, help="length of the prompt (default: 128)"
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     if args.runs < 1 or args.prompt_tokens < 1:
         parser.error("--runs and --prompt-tokens have to be at least 1")
     try:

@@ -1,4 +1,4 @@
-"""A server on a free port, for the tests that need one."""
+"""A server on a free port, for the tests that need one, and what it is asked."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ import uvicorn
 
 from phi_edge.api.service import ChatService
 from phi_edge.server.app import make_app
+from tests.helpers.requests import body
+
+CHAT = "/v1/chat/completions"
+BODY = body()
 
 
 @contextmanager
@@ -38,3 +42,17 @@ def wait_until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def metric(client: httpx.Client, name: str) -> float:
+    """A value of `/metrics`; 0 while there is none."""
+    for line in client.get("/metrics").text.splitlines():
+        if line.startswith(f"{name} "):
+            return float(line.split()[-1])
+    return 0.0
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    error: dict[str, Any] = response.json()["error"]
+    assert error["status"] == response.status_code
+    return error

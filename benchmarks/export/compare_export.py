@@ -1,6 +1,6 @@
-"""Memory, time and size of an export beside those of onnxruntime-genai's model builder.
+"""Compare memory, time and size of an export with those of onnxruntime-genai's model builder.
 
-    python -m benchmarks.compare_export CHECKPOINT WORKDIR [--peer-python PATH] [--runs N]
+    python -m benchmarks.export.compare_export CHECKPOINT WORKDIR [--peer-python PATH] [--runs N]
 
 Each export is a process of its own. The peer is the Python of an environment with
 onnxruntime-genai and what its builder needs: onnx-ir, torch, transformers. It cannot load a
@@ -22,6 +22,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from benchmarks.processes import peer_environment, rss_bytes
 
 from .phi3v_config import read_config
 
@@ -80,21 +82,30 @@ class Exporter:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """What one run took.
+class Figures:
+    """What one run took, or several: the highest peak, the median time, the last sizes.
 
     Attributes:
-        exit_status: 0 if all went well; -N if signal N ended the process.
         peak_rss_bytes: Most memory that was resident at a time, up to the end however it came.
         package_bytes: Size of all files, or of those that a failed run left.
         text_bytes: Size of the files with the decoder and the embedding.
     """
 
-    exit_status: int
     peak_rss_bytes: int
     wall_seconds: float
     package_bytes: int
     text_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Figures):
+    """One run.
+
+    Attributes:
+        exit_status: 0 if all went well; -N if signal N ended the process.
+    """
+
+    exit_status: int
 
     @property
     def outcome(self) -> str:
@@ -106,18 +117,8 @@ class Run:
         return f"exit status {self.exit_status}: killed by {ended_by.name}{hint}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """Several successful runs in one: the highest peak, the median time, the last sizes."""
-
-    peak_rss_bytes: int
-    wall_seconds: float
-    package_bytes: int
-    text_bytes: int
-
-
 def own_exporter(checkpoint: Path, workdir: Path) -> Exporter:
-    """`phi-edge export` of this Python."""
+    """Describe `phi-edge export` of this Python."""
     out = workdir / "ours"
     command = (sys.executable, "-m", "phi_edge", "export", str(checkpoint), str(out))
     # The peer's default is not calibrated, so ours is not either.
@@ -127,15 +128,13 @@ def own_exporter(checkpoint: Path, workdir: Path) -> Exporter:
 
 
 def peer_exporter(python: Path, text_checkpoint: Path, workdir: Path) -> Exporter:
-    """The model builder of onnxruntime-genai in another Python."""
+    """Describe the model builder of onnxruntime-genai in another Python."""
     out = workdir / "peer"
     command = (str(python), "-m", "onnxruntime_genai.models.builder")
     folders = ("-i", str(text_checkpoint), "-o", str(out), "-c", str(workdir / "peer_cache"))
     options = ("-p", "int4", "-e", "cpu")
-    # All that it needs is in the folder; a request to the hub would count as its time. Our own
-    # PYTHONPATH does not fit its packages.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment["HF_HUB_OFFLINE"] = "1"
+    # All that it needs is in the folder; a request to the hub would count as its time.
+    environment = {**peer_environment(), "HF_HUB_OFFLINE": "1"}
     return Exporter("peer", (*command, *folders, *options), out, ("model.onnx*",), environment)
 
 
@@ -176,7 +175,7 @@ def write_text_checkpoint(checkpoint: Path, folder: Path) -> None:
 
 
 def _tensor_names(shard: Path) -> list[str]:
-    """Names in a safetensors file: https://huggingface.co/docs/safetensors, "Format"."""
+    """List the names in a safetensors file: https://huggingface.co/docs/safetensors, "Format"."""
     with shard.open("rb") as file:
         header: dict[str, object] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return [name for name in header if name != "__metadata__"]
@@ -196,10 +195,9 @@ def run_once(exporter: Exporter) -> Run:
         _, status, usage = os.wait4(process.pid, 0)
         wall_seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
-    unit = 1 if sys.platform == "darwin" else 1024
     return Run(
         exit_status=process.returncode,
-        peak_rss_bytes=usage.ru_maxrss * unit,
+        peak_rss_bytes=rss_bytes(usage.ru_maxrss),
         wall_seconds=wall_seconds,
         package_bytes=_bytes_of(exporter.out, ["**/*"]),
         text_bytes=_bytes_of(exporter.out, exporter.text_graphs),
@@ -224,15 +222,15 @@ def run_in_turn(exporters: Sequence[Exporter], num_runs: int) -> dict[str, list[
 
 
 def find_failure(runs: Sequence[Run]) -> Run | None:
-    """The run that failed, if one did."""
+    """Find the run that failed, if one did."""
     return next((run for run in runs if run.exit_status != 0), None)
 
 
-def summarize(runs: Sequence[Run]) -> Summary | None:
-    """The figures of a side that never failed."""
+def summarize(runs: Sequence[Run]) -> Figures | None:
+    """Sum up the runs of a side that never failed."""
     if not runs or find_failure(runs):
         return None
-    return Summary(
+    return Figures(
         peak_rss_bytes=max(run.peak_rss_bytes for run in runs),
         wall_seconds=statistics.median(run.wall_seconds for run in runs),
         package_bytes=runs[-1].package_bytes,
@@ -240,16 +238,16 @@ def summarize(runs: Sequence[Run]) -> Summary | None:
     )
 
 
-def compute_ratios(own: Summary | None, peer: Summary | None) -> dict[str, float]:
-    """Peer / ours for every figure; empty when one side has none."""
+def compute_ratios(own: Figures | None, peer: Figures | None) -> dict[str, float]:
+    """Divide the peer's figures by ours; empty when one side has none."""
     if own is None or peer is None:
         return {}
     own_figures = dataclasses.asdict(own)
     return {name: value / own_figures[name] for name, value in dataclasses.asdict(peer).items()}
 
 
-def format_report(own: Summary | None, peer: Summary | None) -> str:
-    """The report as a text table with a row for every figure."""
+def format_report(own: Figures | None, peer: Figures | None) -> str:
+    """Format a text table with a row for every figure."""
     ratios = compute_ratios(own, peer)
     lines = [f"{'':20} {'ours':>16} {'peer':>16} {'ratio':>8}"]
     for label, name, form in (
@@ -265,7 +263,7 @@ def format_report(own: Summary | None, peer: Summary | None) -> str:
 
 
 def format_failure(exporter: Exporter, run: Run) -> str:
-    """What is known of a run that failed."""
+    """Tell what is known of a run that failed."""
     return (
         f"{exporter.name} FAILED: {run.outcome}; {run.wall_seconds:,.1f} s and a peak RSS of "
         f"{run.peak_rss_bytes:,} bytes until then; see {exporter.log}"
@@ -273,7 +271,7 @@ def format_failure(exporter: Exporter, run: Run) -> str:
 
 
 def read_peer_versions(python: Path) -> dict[str, str]:
-    """Versions of the peer's Python and of the packages that count.
+    """Read the versions of the peer's Python and of the packages that count.
 
     Raises:
         ValueError: It is not a Python that has them all.
@@ -292,11 +290,9 @@ def read_peer_versions(python: Path) -> dict[str, str]:
     return versions
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Read the command line, and make its paths absolute."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.compare_export", description=__doc__.partition("\n")[0]
-    )
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("checkpoint", type=Path, help="folder of a Phi-3.5-vision checkpoint")
     parser.add_argument("workdir", type=Path, help="folder for the packages; new or empty")
     parser.add_argument(
@@ -304,7 +300,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--runs", type=int, default=1, help="exports of each side (default: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     if not hasattr(os, "wait4"):
         parser.error("this system does not tell the memory use of a process that ended")
     if args.runs < 1:
@@ -322,9 +318,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Run the command; exit with 1 if an export failed."""
-    args = parse_arguments(argv)
+    args = parse_arguments()
     exporters = [own_exporter(args.checkpoint, args.workdir)]
     if args.peer_python:
         text_checkpoint = args.workdir / "text_checkpoint"

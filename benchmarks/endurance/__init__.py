@@ -1,0 +1,1 @@
+"""What lasts: long runs, killed and cancelled work, whole contexts, other devices."""

@@ -1,0 +1,1 @@
+"""Size, speed, memory and time of exports beside those of other exporters."""
