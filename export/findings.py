@@ -20,8 +20,8 @@ class CalibratedLinear:
         accuracy_level: That of its kernel.
         error: Root of the squared error with exact activations, as a part of the outputs' size.
         rounded_error: The same with activations rounded to 8 bits.
-        prefill_error: The same for the prefill graph; None where it has no such weights.
-        has_channels: Whether it has weights of its own in the prefill graph.
+        prefill_error: The same for the prompt graph; None where it has no such weights.
+        has_channels: Whether it has weights of its own in the prompt graph.
     """
 
     accuracy_level: int
@@ -95,13 +95,13 @@ class Findings:
         return arrays["packed"], arrays["scales"], arrays.get("zero_points")
 
     def channels(self, name: str) -> Channels:
-        """Read the int8 values and scales that a linear layer has in the prefill graph."""
+        """Read the int8 values and scales that a linear layer has in the prompt graph."""
         arrays = self._read(f"{name}.channels")
         return arrays["values"], arrays["scales"]
 
     @property
     def without_channels(self) -> list[str]:
-        """Linear layers whose blocks the prefill graph has to use too."""
+        """Linear layers whose blocks the prompt graph has to use too."""
         return [name for name, linear in self.linears.items() if not linear.has_channels]
 
     def as_dict(self) -> dict[str, Any]:

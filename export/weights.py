@@ -20,7 +20,15 @@ from phi_edge.errors import CheckpointError
 from .checkpoint import Checkpoint
 from .findings import Findings
 from .prequantized import GROUP, StoredBlocks, read_blocks, stored_blocks
-from .recipe import Array, BlockQuantizer, Blocks, ChannelQuantizer, Channels, Recipe
+from .recipe import (
+    Array,
+    BlockQuantizer,
+    Blocks,
+    CalibratedQuantizer,
+    ChannelQuantizer,
+    Channels,
+    Recipe,
+)
 
 
 class Weights:
@@ -184,8 +192,8 @@ class Weights:
         if isinstance(quantizer, StoredBlocks):
             (name,) = names
             return read_blocks(quantizer.layout, name, self._checkpoint.tensors)
-        if self._findings and (name := _layer(names)) in self._findings.linears:
-            return self._findings.blocks(name)
+        if self._findings and isinstance(quantizer, CalibratedQuantizer):
+            return self._findings.blocks(_layer(names))
         return quantizer.quantize(self._read(names))
 
     def _quantize_channels(self, names: Sequence[str], quantizer: ChannelQuantizer) -> Channels:

@@ -31,7 +31,7 @@ class CancelToken(threading.Event):
 
     @contextmanager
     def stopping(self, stop: Callable[[], None]) -> Iterator[None]:
-        """Call a function, which must not wait, when the token is set meanwhile, or was before."""
+        """Call a function, which must not wait, when the token is set; at once if it is already."""
         with self._lock:
             self._stops.append(stop)
             if self.is_set():

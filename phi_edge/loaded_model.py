@@ -316,17 +316,8 @@ class Model:
     ) -> Generation:
         """Ask a question about images, or without any, and get the answer token by token.
 
-        Args:
-            text: The question; special tokens in it are ordinary text.
-            images: As in `encode_prompt`; they come before the question.
-            options: As in `generate`.
-            num_crops: As in `preprocess`.
-            max_ttft_ms: As in `encode_prompt`.
-            cancel: As in `generate`.
-            fields: As in `generate`.
-
-        Returns:
-            As in `generate`.
+        Special tokens in the question are ordinary text. The images come before it; they and the
+        number of their crops are as in `encode_prompt`, and all else is as in `generate`.
 
         Raises:
             As in `encode_prompt` and `generate`.

@@ -28,7 +28,7 @@ class CalibratedBlocks(NamedTuple):
         accuracy_level: The kernel's.
         error: Root of the squared error with exact activations, as a part of the outputs' size.
         rounded_error: The same with activations rounded to 8 bits.
-        channels: The weights for the prefill graph, where there is one and they are good enough.
+        channels: The weights for the prompt graph, where there is one and they are good enough.
         prefill_error: The same error of such weights; None where none were asked for.
     """
 
@@ -59,13 +59,13 @@ class CalibratedQuantizer(BlockQuantizer):
         rows: Floats,
         prefill: ChannelQuantizer | None = None,
     ) -> CalibratedBlocks:
-        """Quantize a layer; decide on its accuracy level and its weights in the prefill graph.
+        """Quantize a layer; decide on its accuracy level and its weights in the prompt graph.
 
         Args:
             weight: float32 [out_features, in_features].
             moments: float32 [in_features, in_features], as `quantize` takes them.
             rows: float32 [num_rows, in_features], some of the layer's inputs.
-            prefill: What quantizes weights for the prefill graph, where there is one.
+            prefill: What quantizes weights for the prompt graph, where there is one.
 
         Raises:
             ValueError: Weights are not finite, or too large for the type of the scales.

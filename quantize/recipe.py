@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from phi_edge.engine.providers import find_provider
+from phi_edge.engine.providers import TARGETS, find_provider
 
 from .blockwise import EXACT, ROUNDED, BlockQuantizer
 from .calibrated import CalibratedQuantizer
@@ -52,7 +52,7 @@ class Recipe:
         cache_dtype: "float" for a key/value cache in `float_dtype`, or "int8".
         vision: Quantizers of the vision group, the fastest first, among which calibration chooses
             for each layer. Empty where there is no choice.
-        prefill: Quantizer of the decoder's layers in the prefill graph, a second copy that prompts
+        prefill: Quantizer of the decoder's layers in the prompt graph, a second copy that prompts
             run on; None where there is no such graph.
     """
 
@@ -109,7 +109,7 @@ class Recipe:
         return dataclasses.replace(self, exceptions={**self.exceptions, **chosen})
 
     def for_prefill(self, kept: Collection[str] = ()) -> Recipe | None:
-        """Make the recipe of the prefill graph; None where prompts run on the decoder.
+        """Make the recipe of the prompt graph; None where prompts run on the decoder.
 
         Args:
             kept: Official names of the layers that the wanted quantizer would harm. They are
@@ -167,9 +167,12 @@ def make_recipe(
         ValueError: It cannot run such a package.
     """
     record = find_provider(provider)
+    if not record.precisions:
+        raise ValueError(f"no packages are built for {provider}: choose {', '.join(TARGETS)}")
     if precision not in record.precisions:
+        known = " or ".join(record.precisions)
         raise ValueError(
-            f"precision must be {' or '.join(record.precisions)} on {provider}, not {precision!r}"
+            f"precision must be {known} for {provider}, which has no kernels for {precision!r}"
         )
     if precision != "int4":
         return Recipe(precision, {"fp32": "float32", "fp16": "float16"}[precision], {})

@@ -209,7 +209,7 @@ def test_memory_limits_the_batch(model: phi_edge.Model) -> None:
     manifest, prompt = model.manifest, Prompt(random_ids(100))
     assert MemoryBudget(manifest).batch_size(prompt, 50, 128) == 8
     limit = predict_needs(manifest, 100 + 3 * 150).peak_bytes
-    for max_bytes, batch_size in ((limit, 3), (limit - 1, 2), (1, 1)):
-        tight = MemoryBudget(manifest, max_bytes)
+    for max_ram_bytes, batch_size in ((limit, 3), (limit - 1, 2), (1, 1)):
+        tight = MemoryBudget(manifest, max_ram_bytes)
         assert tight.batch_size(prompt, 50, 8) == batch_size
         assert tight.batch_size(prompt, None, 8) == 1, "one may need all of it"

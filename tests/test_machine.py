@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import phi_edge
 from phi_edge import package
 from phi_edge.api.parse import parse_request
 from phi_edge.api.service import ChatService
+from phi_edge.evaluation.measure import Speed, TextSpeed
 from phi_edge.image.crops import hd_image, padded_size
 from phi_edge.loading import BUNDLED_MODEL
 from phi_edge.planning.speed import SpeedProfile, load_profile, most_crops, save_profile
@@ -50,6 +52,21 @@ def test_time_to_first_token_is_vision_and_prefill() -> None:
     assert PROFILE.predict_ttft(1000) == pytest.approx(10 + 1)
     assert PROFILE.predict_ttft(2000, 5) == pytest.approx(5 + 20 + 4)
     assert pytest.approx(2000 + 4130 + 170, abs=1) == ONE_CROP_MS
+
+
+def test_a_profile_is_fitted_to_two_lengths() -> None:
+    def speed(*seconds: float) -> Speed:
+        lengths = zip((256, 1280), seconds, strict=True)
+        text = tuple(TextSpeed(count, count / time, 10.0) for count, time in lengths)
+        return Speed(0.1, 1.0, text, None)
+
+    times = [PROFILE.predict_ttft(length) for length in (256, 1280)]
+    fitted = dataclasses.asdict(speed(*times).profile())
+    assert fitted == pytest.approx(dataclasses.asdict(PROFILE))
+    # A long prompt that is faster than a short one says nothing of attention.
+    clipped = speed(2.56, 10.24).profile()
+    assert clipped.seconds_per_token_squared == 0
+    assert clipped.predict_ttft(1280) == pytest.approx(10.24)
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from phi_edge.api.routes import ROUTES, Route
 from phi_edge.api.service import ChatService
-from phi_edge.server.app import make_app
+from phi_edge.server.app import SERVER_ROUTES, make_app
 from phi_edge.server.run import is_loopback, serve
 
 from .helpers.serving import BODY, CHAT, error_of, serving
@@ -93,19 +92,21 @@ def guarded(service: ChatService) -> Iterator[TestClient]:
         yield client
 
 
-def routes(client: TestClient) -> Iterator[tuple[str, str]]:
+def requests() -> Iterator[tuple[str, str]]:
     """Method and path of whatever the application answers, and of what it does not."""
-    app: Any = client.app
-    for route in app.routes:
-        assert isinstance(route, Route), "what a mounted application answers is not known here"
-        for method in [*(route.methods or ()), "OPTIONS", "DELETE"]:
-            yield method, re.sub(r"{.*?}", "x", route.path)
+    table: list[Route[Any]] = [*ROUTES, *SERVER_ROUTES]
+    assert len(table) > 5
+    for route in table:
+        path = route.path.replace("{model}", "x")
+        for spelled in (path, f"{path}/", f"/models{path}"):
+            for method in ("GET", "HEAD", "POST", "OPTIONS", "DELETE"):
+                yield method, spelled
     yield "GET", "/nothing"
 
 
 def test_every_route_but_health_asks_for_the_key(guarded: TestClient) -> None:
     assert guarded.get("/health").status_code == 200
-    for method, path in routes(guarded):
+    for method, path in requests():
         for headers in ({}, {"api-key": "sesam"}, {"Authorization": "Bearer sesame2"}):
             refused = guarded.request(method, path, headers=headers)
             assert (refused.status_code == 401) == (path != "/health"), (method, path)
@@ -113,9 +114,26 @@ def test_every_route_but_health_asks_for_the_key(guarded: TestClient) -> None:
         assert reached.status_code != 401
 
 
+@pytest.mark.parametrize(
+    "host", ["localhost/chat/completions?", "localhost/metrics#", "localhost\\"]
+)
+def test_a_host_does_not_choose_the_route(guarded: TestClient, host: str) -> None:
+    """A URL is built of it; what the key is asked for is what is answered."""
+    reply = guarded.get("/health", headers={"Host": host})
+    assert reply.status_code == 403 or reply.json() == {"status": "ok"}
+    reply = guarded.post("/health", headers={"Host": host})
+    assert reply.status_code in (403, 405)
+
+
+def test_a_path_is_what_the_client_meant(guarded: TestClient) -> None:
+    reply = guarded.get("/v1/models/a%3Fb%23c", headers={"api-key": "sesame"})
+    assert reply.status_code == 404
+    assert "no model a?b#c here" in reply.json()["error"]["message"]
+
+
 def test_no_route_tells_a_browser_that_other_sites_may_read_it(guarded: TestClient) -> None:
     key = {"api-key": "sesame"}
-    for method, path in routes(guarded):
+    for method, path in requests():
         for origin in ("http://localhost:3000", "https://attacker.example", "null"):
             asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
             for headers in (asked, {**asked, **key}):
@@ -125,7 +143,7 @@ def test_no_route_tells_a_browser_that_other_sites_may_read_it(guarded: TestClie
 
 
 def test_every_route_checks_the_name_that_it_is_called_by(guarded: TestClient) -> None:
-    for method, path in routes(guarded):
+    for method, path in requests():
         headers = {"Host": "attacker.example", "api-key": "sesame"}
         assert guarded.request(method, path, headers=headers).status_code == 403
 

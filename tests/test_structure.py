@@ -135,6 +135,12 @@ def test_the_exporter_meets_the_runtime_in_formats_alone() -> None:
         assert found <= contract, file
 
 
+def test_the_quantizers_meet_the_runtime_in_provider_records_alone() -> None:
+    for file in (ROOT / "quantize").glob("*.py"):
+        found = {name for name in imports(file) if name.startswith("phi_edge")}
+        assert found <= {"phi_edge.engine.providers", "phi_edge.errors"}, file
+
+
 def test_exported_names() -> None:
     public = {name for name in vars(phi_edge) if not name.startswith("_")}
     modules = {path.stem for path in (ROOT / "phi_edge").iterdir()} | {"annotations"}
@@ -173,8 +179,9 @@ def test_wheel(compact_checkpoint: Path, tmp_path: Path) -> None:
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"phi_edge"}
     assert wheel.stat().st_size < 8e6
-    samples = "evaluation/sample_set/held_out/samples.jsonl"
-    for name in ("export/exporter.py", "quantize/blockwise.py", "py.typed", "cli/main.py", samples):
+    data = ["evaluation/sample_set/held_out/samples.jsonl", "engine/probes/float32.onnx"]
+    data += ["engine/probes/float32.npz", "py.typed"]
+    for name in ("export/exporter.py", "quantize/blockwise.py", "cli/main.py", *data):
         assert f"phi_edge/{name}" in names
 
     def run(*arguments: object) -> str:

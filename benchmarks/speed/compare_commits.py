@@ -4,7 +4,8 @@
 
 Each commit is checked out into a temporary folder. Without a package, each commit's exporter writes
 one of full size with random weights. The cases are those of this checkout. Each commit brings its
-own worker, which knows where its modules are. Exits with 1 when HEAD is slower than the limit
+own worker, which knows where its modules are: a commit that changes what a worker does changes what
+is compared. Exits with 1 when HEAD is slower than the limit
 allows.
 """
 

@@ -12,7 +12,9 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Generic, TypeVar, get_args
+from typing import Annotated, Any, Generic, TypeVar, get_args
+
+from pydantic import Field
 
 from phi_edge.errors import HttpResponseError, PhiEdgeError
 
@@ -43,8 +45,9 @@ class Route(Generic[Owner]):
         needs_key: A server that has a key asks for it here.
         body: Type of the request's body, as JSON; None where there is none.
         reply: Type of the answer, as JSON; None for plain text.
+        event: Type of an event, where the answer can be streamed.
         headers: Headers that change the answer, and their types.
-        query: Parameters of the query that are read, or may be there, and their types.
+        query: Parameters of the query that are accepted, and their types.
     """
 
     method: str
@@ -54,6 +57,7 @@ class Route(Generic[Owner]):
     needs_key: bool = True
     body: type | None = None
     reply: Any = None
+    event: type | None = None
     headers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     query: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -193,6 +197,10 @@ def _openai_usage(chunks: Iterator[Chunk], with_usage: bool) -> Iterator[Chunk]:
             yield {**chunk, "choices": [], "usage": usage}
 
 
+_ExtraParametersHeader = Annotated[
+    ExtraParameters,
+    Field(description="What becomes of fields that the Azure AI model inference API has not."),
+]
 ROUTES: tuple[Route[Routes], ...] = (
     Route("GET", "/info", Routes.info, reply=ModelDescription),
     Route(
@@ -202,7 +210,8 @@ ROUTES: tuple[Route[Routes], ...] = (
         runs_model=True,
         body=ChatRequest,
         reply=Completion,
-        headers={EXTRA_PARAMETERS_HEADER: ExtraParameters},
+        event=Chunk,
+        headers={EXTRA_PARAMETERS_HEADER: _ExtraParametersHeader},
         query={"api-version": str},
     ),
     Route(
@@ -212,6 +221,7 @@ ROUTES: tuple[Route[Routes], ...] = (
         runs_model=True,
         body=ChatRequest,
         reply=Completion,
+        event=Chunk,
     ),
     Route("GET", "/v1/models", Routes.models, reply=ModelList),
     Route("GET", "/v1/models/{model}", Routes.model, reply=ModelCard),

@@ -66,8 +66,9 @@ class ChatService:
             model.speed_profile  # noqa: B018 - rather here than at the first request
         self.model = model
         self._filters = tuple(content_filters)
+        hosts = frozenset(allowed_image_hosts)
         self._preparer = Preparer(
-            model, image_policy, system_role, self._filters, allowed_image_hosts, max_ttft_ms
+            model, image_policy, system_role, self._filters, hosts, max_ttft_ms
         )
 
     @property

@@ -82,7 +82,7 @@ class RunPool:
         max_tokens: int | None,
         batch_size: int,
     ) -> Run:
-        """Prefill a prompt, or what is not kept of it; the run comes back when it is done with."""
+        """Prefill a prompt, or what is not kept of it; the run comes back when its block ends."""
         engine = self.engine
         run = self._prefixes.take(prompt)
         self._make_room(prompt, max_tokens, batch_size)

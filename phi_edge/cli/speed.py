@@ -46,6 +46,7 @@ def estimate(
     from phi_edge.planning.estimate import estimate
 
     manifest = package.read_manifest(model_path)
+    package.check_files(model_path, manifest)
     resolved = resolve_provider(provider, manifest.provider)
     show(estimate(manifest, prompt_tokens, provider=resolved, **request), as_json=as_json)
 

@@ -152,7 +152,9 @@ class GenaiRun(Run):
     @property
     @override
     def logits(self) -> Logits:
-        return self._run_pending(0) if self._logits is None else self._logits.copy()
+        if self._logits is None:
+            self._run_pending(0)
+        return np.array(self._logits)
 
     @property
     @override
@@ -194,7 +196,7 @@ class GenaiRun(Run):
             self._forget()  # nobody knows what is in the cache now
             raise
         self._logits = logits
-        return np.array(logits)
+        return np.array(logits[None])
 
     def _run_chunk(self) -> None:
         start, stop = self._num_cached, self._num_cached + _CHUNK_SIZE

@@ -60,7 +60,7 @@ class KeyValueCache:
         return min(capacity, self._model.context_length)
 
     def keep(self, members: Sequence[int], num_tokens: int) -> None:
-        """Keep the first `num_tokens` of these sequences alone, in buffers that are to be bound."""
+        """Keep only these sequences, each cut to `num_tokens`. The new buffers have to be bound."""
         self.batch_size = len(members)
         self._allocate(self.capacity, num_tokens, members)
 

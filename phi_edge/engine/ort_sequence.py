@@ -23,8 +23,8 @@ from phi_edge.errors import GenerationCancelled
 
 logger = logging.getLogger(__name__)
 
-# From so many tokens on, the weights of a graph for prompts are faster than the decoder's: it has
-# twice the bytes to read, and needs less than two thirds of the time for each token.
+# From so many tokens on, the prompt graph is faster than the decoder: it has twice the bytes to
+# read, and needs less than two thirds of the time for each token.
 _MIN_PROMPT_TOKENS = 16
 
 

@@ -20,7 +20,7 @@ from phi_edge.package import Manifest
 
 
 class BoundGraph(NamedTuple):
-    """A session of the decoder, or of the graph for prompts, and its binding."""
+    """A session of the decoder, or of the prompt graph, and its binding."""
 
     session: Any
     binding: Any
@@ -49,7 +49,7 @@ class OrtGraphs:
         model: What the package says of the model.
         chunk_size: Most tokens of a step.
         decoder: Session of the decoder.
-        prompt_session: Session of the graph for prompts; None if the package has none.
+        prompt_session: Session of the prompt graph; None if the package has none.
         embedding: Session of the embedding.
     """
 
@@ -101,7 +101,7 @@ class OrtGraphs:
         return BoundGraph(self.decoder, self.decoder.io_binding())
 
     def bind_prompt_graph(self) -> BoundGraph | None:
-        """Give the graph for prompts a new binding; None if the package has none."""
+        """Give the prompt graph a new binding; None if the package has none."""
         session = self.prompt_session
         return session and BoundGraph(session, session.io_binding())
 
@@ -138,6 +138,10 @@ class OrtGraphs:
             num_tokens: Tokens of each sequence, these included.
             rope_length: Length that tells which RoPE factors apply.
             cancel: What may end the run; what it was to write may be half written then.
+
+        Raises:
+            GenerationCancelled: The run was ended.
+            EngineError: It failed.
         """
         value = self._value
         # A binding does not keep what it points to alive; these names do until the run is over.

@@ -1,8 +1,8 @@
 """How fast a package is on this machine: the one stopwatch of `phi-edge bench` and `calibrate`.
 
 Random tokens and pixels cost what real ones do, so no prompt is needed. The figures of one run
-differ by up to a third from another's where other programs, or the temperature, have a say: medians
-are given.
+differ by up to a third from another's where other programs, or the temperature, have a say. What is
+repeated gives its median.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from phi_edge.loaded_model import Model
 from phi_edge.loading import load_model
 from phi_edge.planning.speed import SpeedProfile
 from phi_edge.text.prompt import Prompt
-
-_NUM_WARM_UP_TOKENS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Speed:
 
     Attributes:
         load_seconds: From nothing to a model that is ready for text.
-        seconds_per_crop: Median time to encode a crop.
+        seconds_per_crop: Median time to preprocess and encode a crop.
         text: One entry a prompt length.
         peak_rss_bytes: Most memory that the process had at a time; None where the system does not
             tell.
@@ -118,7 +116,7 @@ def measure_speed(
     model = load_model(path, provider=provider, num_threads=num_threads)
     load_seconds = time.perf_counter() - start
     with model:
-        _start(model, _NUM_WARM_UP_TOKENS)
+        _start(model, prompt_lengths[0])  # the first time takes longer
         text = tuple(
             _measure_text(model, length, num_completion_tokens, repetitions)
             for length in prompt_lengths

@@ -47,7 +47,11 @@ class Constraint(Protocol):
         """Count how many of these tokens, from the first, are allowed one after the other."""
 
     def accept(self, token_id: int) -> None:
-        """Go on with the token that was chosen."""
+        """Go on with the token that was chosen.
+
+        Raises:
+            SchemaError: The schema is more than what can be followed.
+        """
 
     def copy(self) -> Self:
         """Make another one that goes on from here."""

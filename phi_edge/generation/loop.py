@@ -72,7 +72,7 @@ class Answer:
         return self.text
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Completion:
     """One completion, being generated: logits in, tokens and text out.
 

@@ -174,8 +174,8 @@ def _find(
 ) -> int | None:
     """Find on which of the most likely tokens a number falls; None if these are too few to tell.
 
-    Their weights are in descending order; those of all tokens come to `total`, and `is_whole` says
-    that there are no others.
+    The number is from [0, 1), as in `draw`. The weights are in descending order. Those of all
+    tokens come to `total`, and `is_whole` says that there are no others.
     """
     cumulative = (weights / total).cumsum()
     kept = weights.size

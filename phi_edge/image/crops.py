@@ -69,7 +69,9 @@ def count_tokens(image_size: tuple[int, int]) -> int:
 
 
 def layout(width: int, height: int, num_crops: int) -> tuple[int, int]:
-    """Find the width and height in pixels that a landscape image is resized to.
+    """Find the width and height in pixels that an image is resized to.
+
+    It is at least as wide as high, and is laid out on a grid of at most `num_crops` sub crops.
 
     Raises:
         ImageError: The image is so long and thin that nothing would be left of its height.

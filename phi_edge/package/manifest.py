@@ -33,7 +33,7 @@ GRAPH_FILES: Mapping[str, str] = {
     VISION: "vision.onnx",
     EMBEDDING: "embedding.onnx",
     DECODER: "decoder.onnx",
-    # The decoder again, with weights that are fast on many tokens at once.
+    # The prompt graph: the decoder again, with weights that are fast on many tokens at once.
     PREFILL: "prefill.onnx",
 }
 OPTIONAL_GRAPHS = {PREFILL}

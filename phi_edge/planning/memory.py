@@ -53,7 +53,7 @@ def count_crops(image_size: tuple[int, int]) -> int:
 
 
 def square_image_size(num_crops: int) -> tuple[int, int]:
-    """Find the padded height and width in pixels of a square image at most `num_crops`."""
+    """Find the padded height and width of a square image on `num_crops` sub crops at most."""
     side = math.isqrt(num_crops) * CROP_SIZE
     return side, side
 

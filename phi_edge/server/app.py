@@ -109,7 +109,9 @@ class _Application:
 
     def metrics(self, _request: Request, _cancel: object) -> Reply:
         """Give the counters, for Prometheus."""
-        return Reply(200, {"content-type": "text/plain; version=0.0.4"}, self._metrics.text())
+        return Reply(
+            200, {"content-type": "text/plain; version=0.0.4; charset=utf-8"}, self._metrics.text()
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, as ASGI has it."""
@@ -125,12 +127,14 @@ class _Application:
     async def _answer(self, http: HttpRequest) -> Response:
         # Starlette leaves the body of an answer to HEAD out.
         method = "GET" if http.method == "HEAD" else http.method
-        request = Request(method, http.url.path, dict(http.headers))
+        # Not the URL's path: a URL is built of the Host header, too.
+        request = Request(method, http.scope["path"], dict(http.headers))
         route = find_route((*ROUTES, *SERVER_ROUTES), request)
         if route.runs_model:
             return await self._queue(route, request, http)
-        owner = self if route in SERVER_ROUTES else self._routes
-        return to_response(route.respond(owner, request, None))
+        if route in SERVER_ROUTES:
+            return to_response(route.respond(self, request, None))
+        return to_response(self._routes.respond(request))
 
     async def _queue(self, route: Route[Routes], request: Request, http: HttpRequest) -> Response:
         """Answer in the worker's thread, and give it up when the client goes away."""

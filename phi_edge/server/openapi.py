@@ -44,8 +44,9 @@ def _describe(route: Route[Any]) -> dict[str, Any]:
     errors = [401, 403] if route.needs_key else [403]
     if route.reply is not None:
         content = _json(route.reply)
-    if route.runs_model:
+    if route.event is not None:
         content["text/event-stream"] = {"schema": _EVENT}
+    if route.runs_model:
         errors += [400, 408, 413, 422, 429, 503]
     if "{" in route.path:
         errors += [404]
@@ -87,7 +88,7 @@ def _json(kind: Any) -> dict[str, Any]:
 
 
 def _schemas(routes: Sequence[Route[Any]]) -> dict[str, Any]:
-    kinds: list[Any] = [kind for route in routes for kind in (route.body, route.reply)]
+    kinds: list[Any] = [kind for route in routes for kind in (route.body, route.reply, route.event)]
     schemas: dict[str, Any] = {}
     for kind in filter(_is_named, kinds):
         schema = TypeAdapter(kind).json_schema(ref_template=_REF)

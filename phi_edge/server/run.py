@@ -53,7 +53,7 @@ def serve(
     max_waiting: int,
     timeout: float,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; the arguments are `make_app`'s, and any free port for 0.
+    """Serve on an address until SIGTERM or SIGINT; port 0 takes any free one.
 
     Running answers may go on for 10 seconds then, or until a second signal.
 

@@ -13,7 +13,7 @@ _SPACE = "▁"
 
 
 def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
-    """Give what a token stands for by itself; a special token's own name; nothing if it is none."""
+    """Give what a token stands for: a special one, its name; an id that is no token, nothing."""
     piece = tokenizer.id_to_token(token_id)
     if piece is None:
         return b""
