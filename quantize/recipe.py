@@ -25,8 +25,6 @@ from .calibrated import CalibratedQuantizer
 from .channelwise import ChannelQuantizer
 from .grid import Floats
 
-GROUPS = ("embedding", "decoder", "lm_head", "vision")
-
 Method = Literal["nearest", "search", "gptq"]
 Activations = Literal["auto", "int8", "float"]
 CacheDtype = Literal["int8", "float"]
@@ -75,7 +73,7 @@ class Recipe:
         """Return how a layer is quantized; None for floating point.
 
         Args:
-            group: One of `GROUPS`.
+            group: "embedding", "decoder", "lm_head" or "vision".
             name: The layer's official name.
         """
         for pattern, quantizer in self.exceptions.items():

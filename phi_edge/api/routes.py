@@ -71,6 +71,13 @@ class Route(Generic[Owner]):
         paths = (path, path.removeprefix(_AZURE_PREFIX))
         return any(self._pattern.fullmatch(each) for each in paths)
 
+    def answer(self, owner: Owner, request: Request, cancel: threading.Event | None) -> Reply:
+        """Answer a request that matches; every error is a reply too."""
+        try:
+            return self.respond(owner, request, cancel)
+        except (PhiEdgeError, MemoryError) as error:
+            return error_reply(error)
+
 
 def find_route(routes: Sequence[Route[Any]], request: Request) -> Route[Any]:
     """Find what answers a request.
@@ -112,8 +119,8 @@ class Routes:
             cancel: Setting it, from another thread, stops the work.
         """
         try:
-            return find_route(ROUTES, request).respond(self, request, cancel)
-        except (PhiEdgeError, MemoryError) as error:
+            return find_route(ROUTES, request).answer(self, request, cancel)
+        except HttpResponseError as error:
             return error_reply(error)
 
     def info(self, _request: Request, _cancel: threading.Event | None) -> Reply:

@@ -65,11 +65,8 @@ class ChatService:
         if max_ttft_ms is not None:
             model.speed_profile  # noqa: B018 - rather here than at the first request
         self.model = model
-        self._filters = tuple(content_filters)
-        hosts = frozenset(allowed_image_hosts)
-        self._preparer = Preparer(
-            model, image_policy, system_role, self._filters, hosts, max_ttft_ms
-        )
+        filters, hosts = tuple(content_filters), frozenset(allowed_image_hosts)
+        self._preparer = Preparer(model, image_policy, system_role, filters, hosts, max_ttft_ms)
 
     @property
     def model_name(self) -> str:
@@ -116,7 +113,7 @@ class ChatService:
         """Make the pieces of all choices, each with its choice's number, first an empty one."""
         request, generation = job.request, job.generation
         tokenizer, ends = self.model.tokenizer, self.model.manifest.model.eos_token_ids
-        filters = [TextFilter(self._filters) for _ in range(request.n)]
+        filters = [TextFilter(self._preparer.content_filters) for _ in range(request.n)]
         tools = request.tools if request.may_call_tool else []
         readers = [CallReader(tools) for _ in range(request.n)]
         is_started = False

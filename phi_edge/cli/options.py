@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -98,10 +98,7 @@ def loading_options(command: Command) -> Command:
         settings = {name: arguments.pop(name) for name in names}
         return command(load=functools.partial(load_model, **settings), **arguments)
 
-    result: Command = loading
-    for option in reversed(_LOADING):
-        result = option(result)
-    return result
+    return _with_options(loading, _LOADING)
 
 
 def generation_options(command: Command) -> Command:
@@ -119,10 +116,15 @@ def generation_options(command: Command) -> Command:
             raise click.UsageError(f"--{name.replace('_', '-')}:{problem}") from None
         return command(options=options, **arguments)
 
-    result: Command = generating
-    for option in reversed([*map(_shared_option, SharedOptions.model_fields), *_TEXT_OPTIONS]):
-        result = option(result)
-    return result
+    shared = map(_shared_option, SharedOptions.model_fields)
+    return _with_options(generating, [*shared, *_TEXT_OPTIONS])
+
+
+def _with_options(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+    """Give a command options, which help lists in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def _shared_option(name: str) -> Callable[[Command], Command]:

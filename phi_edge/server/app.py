@@ -132,16 +132,15 @@ class _Application:
         route = find_route((*ROUTES, *SERVER_ROUTES), request)
         if route.runs_model:
             return await self._queue(route, request, http)
-        if route in SERVER_ROUTES:
-            return to_response(route.respond(self, request, None))
-        return to_response(self._routes.respond(request))
+        owner = self if route in SERVER_ROUTES else self._routes
+        return to_response(route.answer(owner, request, None))
 
     async def _queue(self, route: Route[Routes], request: Request, http: HttpRequest) -> Response:
         """Answer in the worker's thread, and give it up when the client goes away."""
         start = time.monotonic()
         try:
             request = dataclasses.replace(request, body=await self._receive_body(http))
-            job = self.worker.submit(lambda cancel: self._routes.respond(request, cancel))
+            job = self.worker.submit(lambda cancel: route.answer(self._routes, request, cancel))
             reply = await _unless_disconnected(http, job)
         except HttpResponseError as error:
             self._metrics.requests.labels(route.path, error.status_code).inc()
