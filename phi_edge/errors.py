@@ -24,8 +24,10 @@ package catch what they expect.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -87,6 +89,10 @@ class ContextLengthError(PhiEdgeError, ValueError):
         self.num_tokens = num_tokens
         self.context_length = context_length
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what it was made of, in the place of the message."""
+        return type(self), (self.num_tokens, self.context_length)
+
 
 class MemoryLimitError(PhiEdgeError, MemoryError):
     """A package or a request would take more memory than the caller allowed."""
@@ -108,17 +114,63 @@ class OutOfMemoryError(EngineError, MemoryError):
     """The machine has not the memory that a run needs. What ran before can go on."""
 
 
+@dataclasses.dataclass(frozen=True)
+class ErrorDetail:
+    """What an `HttpResponseError` says, with the names of `azure.core.exceptions.ODataV4Format`."""
+
+    code: str
+    message: str
+    target: str | None = None
+    details: Sequence[ErrorDetail] = ()
+    innererror: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def message_details(self) -> str:
+        """Write the code and the message, a line each."""
+        return f"Code: {self.code}\nMessage: {self.message}"
+
+    def __str__(self) -> str:
+        return f"({self.code}) {self.message}\n{self.message_details()}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ErrorResponse:
+    """What an HTTP client would have received with an `HttpResponseError`."""
+
+    status_code: int
+    reason: str
+    headers: Mapping[str, str]
+    body: Mapping[str, Any]
+
+    @property
+    def content(self) -> bytes:
+        """The body as it would be sent."""
+        return json.dumps(self.body).encode()
+
+    def json(self) -> Any:
+        """Give the body."""
+        return self.body
+
+    def text(self) -> str:
+        """Give the body as text."""
+        return self.content.decode()
+
+
 class HttpResponseError(PhiEdgeError):
     """A request to the chat completions API was answered with an error.
 
-    Has the attributes that callers of `azure.core.exceptions.HttpResponseError` use.
+    Has the attributes of `azure.core.exceptions.HttpResponseError`. Once a program has imported
+    azure-core, errors are of its class too, so that what was written to catch these does.
 
     Attributes:
         status_code: HTTP status, 400 or above.
-        message: What was wrong and what to do.
+        reason: The status in words.
         code: The error's name, for example "content_filter".
         param: The request's field that is to blame, or None.
         headers: Headers that go with the answer.
+        body: The error as the API's JSON.
+        error: The code, and what was wrong and what to do in plain words.
+        message: Both, as azure-core writes them.
+        response: The answer as an HTTP client shows it.
     """
 
     def __init__(
@@ -131,51 +183,65 @@ class HttpResponseError(PhiEdgeError):
         detail: object = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
+        """Take the status and, in plain words, what was wrong and what to do."""
+        self.__class__ = _azure_class(type(self), status_code)
+        code = code or HTTPStatus(status_code).phrase.lower().replace(" ", "_")
+        error = ErrorDetail(code, message)
+        super().__init__(str(error))  # azure-core's sets attributes too, some of them to None
+        self.error = error
+        self.message = str(error)
         self.status_code = status_code
-        self.message = message
-        self.code = code or HTTPStatus(status_code).phrase.lower().replace(" ", "_")
+        self.reason = HTTPStatus(status_code).phrase
+        self.code = code
         self.param = param
-        self.detail = detail
         self.headers = dict(headers or {})
-
-    @property
-    def reason(self) -> str:
-        """The status in words."""
-        return HTTPStatus(self.status_code).phrase
-
-    @property
-    def body(self) -> dict[str, object]:
-        """The error as the API's JSON."""
-        error: dict[str, object] = {
-            "message": self.message,
+        said = {
+            "message": message,
             "type": None,
-            "param": self.param,
-            "code": self.code,
-            "status": self.status_code,
+            "param": param,
+            "code": code,
+            "status": status_code,
         }
-        return {"error": error} if self.detail is None else {"error": error, "detail": self.detail}
+        self.body: dict[str, Any] = {"error": said}
+        if detail is not None:
+            self.body["detail"] = detail
+        self.response = ErrorResponse(
+            status_code,
+            self.reason,
+            {"content-type": "application/json", **self.headers},
+            self.body,
+        )
 
-    @property
-    def response(self) -> ErrorResponse:
-        """The answer as an HTTP client shows it."""
-        headers = {"content-type": "application/json", **self.headers}
-        return ErrorResponse(self.status_code, self.reason, headers, self.body)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what it was made of: the other process may have imported azure-core, or not."""
+        make = functools.partial(
+            HttpResponseError,
+            code=self.code,
+            param=self.param,
+            detail=self.body.get("detail"),
+            headers=self.headers,
+        )
+        return make, (self.status_code, self.error.message)
 
 
-@dataclasses.dataclass(frozen=True)
-class ErrorResponse:
-    """What an HTTP client would have received with an `HttpResponseError`."""
+def _azure_class(own: type[HttpResponseError], status_code: int) -> type[HttpResponseError]:
+    """Find the class of an error with a status: one that is azure-core's too, if that is there.
 
-    status_code: int
-    reason: str
-    headers: Mapping[str, str]
-    body: Mapping[str, Any]
+    azure-core is not imported here: a program that catches its errors has done so.
+    """
+    azure = sys.modules.get("azure.core.exceptions")
+    # As the methods of `azure.ai.inference` map them.
+    names = {
+        401: "ClientAuthenticationError",
+        404: "ResourceNotFoundError",
+        409: "ResourceExistsError",
+    }
+    theirs = getattr(azure, names.get(status_code, "HttpResponseError"), None)
+    # mypy looks for `__hash__` of the class in the class itself.
+    return own if theirs is None else _join(own, theirs)  # type: ignore[arg-type]
 
-    def json(self) -> Any:
-        """Give the body."""
-        return self.body
 
-    def text(self) -> str:
-        """Give the body as it would be sent."""
-        return json.dumps(self.body)
+@functools.cache
+def _join(own: type[Exception], theirs: type[Exception]) -> type[Any]:
+    names = {"__module__": own.__module__, "__doc__": own.__doc__}
+    return type(own.__name__, (own, theirs), names)

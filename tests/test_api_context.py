@@ -24,7 +24,7 @@ def test_context_overflow_tells_the_numbers(service: ChatService, model: phi_edg
     with pytest.raises(HttpResponseError, match=f"{limit:,}") as raised:
         complete(service, max_tokens=limit)
     assert raised.value.code == "context_length_exceeded"
-    assert f"{limit:,} are asked for" in raised.value.message
+    assert f"{limit:,} are asked for" in raised.value.error.message
 
 
 def test_a_hopeless_text_is_refused_before_anything_is_done_with_it(

@@ -95,7 +95,7 @@ def test_a_schema_that_cannot_be_used(service: ChatService, schema: Body) -> Non
     with pytest.raises(HttpResponseError, match="schema cannot be used") as raised:
         complete(service, response_format=wanted)
     assert raised.value.param == "response_format.json_schema.schema"
-    assert "%json" not in raised.value.message
+    assert "%json" not in raised.value.error.message
 
 
 def test_a_schema_that_turns_out_to_be_too_much(service: ChatService) -> None:

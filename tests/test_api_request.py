@@ -59,7 +59,7 @@ def test_a_wrong_field_is_named(service: ChatService, field: str, value: object)
         complete(service, **{field: value})
     assert raised.value.status_code == 400
     assert (raised.value.param or "").startswith(field)
-    assert raised.value.message.startswith(field)
+    assert raised.value.error.message.startswith(field)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_unknown_fields_are_named_in_few_words() -> None:
     assert raised.value.status_code == 422
     with pytest.raises(HttpResponseError) as raised:
         parse_request(body(**{"x" * 10_000: 1}))
-    assert len(raised.value.message) < 1000
+    assert len(raised.value.error.message) < 1000
 
 
 @pytest.mark.parametrize(
@@ -140,6 +140,6 @@ def test_what_is_too_much_is_named(service: ChatService, field: str, value: obje
     with pytest.raises(HttpResponseError) as raised:
         complete(service, **{field: value})
     assert raised.value.status_code == 400
-    assert field[:100] in raised.value.message
-    assert len(raised.value.message) < 1000
+    assert field[:100] in raised.value.error.message
+    assert len(raised.value.error.message) < 1000
     assert len(raised.value.param or "") < 200

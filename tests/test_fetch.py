@@ -57,7 +57,7 @@ def refusal(url: str, *allowed: str) -> str:
         read_image(url, "url", allowed)
     assert raised.value.status_code == 400
     assert raised.value.param == "url"
-    return raised.value.message
+    return raised.value.error.message
 
 
 def test_an_allowed_address(site: str) -> None:
