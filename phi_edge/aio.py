@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 from typing_extensions import Self, Unpack
 
 from phi_edge import client
-from phi_edge.api.threads import AsyncStream, call
+from phi_edge.api.threads import call
 from phi_edge.cancel import CancelToken
-from phi_edge.client import ClientOptions, CompleteArguments, ModelSource
+from phi_edge.client_options import (
+    Body,
+    ClientOptions,
+    CompleteArguments,
+    ModelSource,
+    TransportOptions,
+    read_settings,
+)
 from phi_edge.errors import EngineError
-from phi_edge.models import ChatCompletions, ModelInfo, StreamingChatCompletionsUpdate
+from phi_edge.models import AsyncStreamingChatCompletions, ChatCompletions, ModelInfo
 
 Load = Callable[[], client.ChatCompletionsClient]
-
-
-class AsyncStreamingChatCompletions(AsyncStream[StreamingChatCompletionsUpdate]):
-    """The chunks of a streamed answer, as they come. Closing it ends the work."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *args: object) -> None:
-        await self.aclose()
 
 
 class ChatCompletionsClient:
@@ -35,21 +32,23 @@ class ChatCompletionsClient:
 
     def __init__(
         self,
-        model: ModelSource | None = None,
+        endpoint: ModelSource | None = None,
+        credential: object = None,
         **options: Unpack[ClientOptions],
     ) -> None:
         """Take a model, which is loaded, in a thread, when it is first needed.
 
         Args:
-            model: See `phi_edge.ChatCompletionsClient`.
+            endpoint: See `phi_edge.ChatCompletionsClient`.
+            credential: See there.
             options: See there.
 
         Raises:
             TypeError: See there. What else can be wrong with the model is raised by the first
                 method that is awaited.
         """
-        client.split_options(model, options)
-        self._load: Load = partial(client.ChatCompletionsClient, model, **options)
+        read_settings(endpoint, options)
+        self._load: Load = partial(client.ChatCompletionsClient, endpoint, credential, **options)
         self._loaded: client.ChatCompletionsClient | None = None
         self._is_closed = False
         self._lock = threading.Lock()
@@ -85,14 +84,14 @@ class ChatCompletionsClient:
             if self._loaded is not None:
                 self._loaded.close()
 
-    async def get_model_info(self) -> ModelInfo:
+    async def get_model_info(self, **_options: Unpack[TransportOptions]) -> ModelInfo:
         """Tell what the model is."""
         return (await self._client()).get_model_info()
 
     @overload
     async def complete(
         self,
-        body: Mapping[str, Any] | None = None,
+        body: Body | None = None,
         *,
         stream: Literal[False] | None = None,
         **arguments: Unpack[CompleteArguments],
@@ -101,7 +100,7 @@ class ChatCompletionsClient:
     @overload
     async def complete(
         self,
-        body: Mapping[str, Any] | None = None,
+        body: Body | None = None,
         *,
         stream: Literal[True],
         **arguments: Unpack[CompleteArguments],
@@ -110,7 +109,7 @@ class ChatCompletionsClient:
     @overload
     async def complete(
         self,
-        body: Mapping[str, Any] | None = None,
+        body: Body | None = None,
         *,
         stream: bool | None,
         **arguments: Unpack[CompleteArguments],
@@ -118,7 +117,7 @@ class ChatCompletionsClient:
 
     async def complete(
         self,
-        body: Mapping[str, Any] | None = None,
+        body: Body | None = None,
         *,
         stream: bool | None = None,
         **arguments: Unpack[CompleteArguments],
@@ -134,9 +133,11 @@ class ChatCompletionsClient:
 
 
 async def load_client(
-    model: ModelSource | None = None, **options: Unpack[ClientOptions]
+    endpoint: ModelSource | None = None,
+    credential: object = None,
+    **options: Unpack[ClientOptions],
 ) -> ChatCompletionsClient:
     """Load a model in a thread, and make the client for it; see `phi_edge.load_client`."""
-    loaded = ChatCompletionsClient(model, **options)
+    loaded = ChatCompletionsClient(endpoint, credential, **options)
     await loaded.get_model_info()
     return loaded

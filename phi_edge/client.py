@@ -2,99 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from typing_extensions import Self, TypedDict, Unpack
+from typing_extensions import Self, Unpack
 
 from phi_edge.api.parse import parse_request
-from phi_edge.api.service import ChatService, ServiceOptions
-from phi_edge.cancel import CancelToken, close
-from phi_edge.errors import GenerationCancelled
-from phi_edge.json_view import to_json
-from phi_edge.loaded_model import Model
-from phi_edge.loading import LoadOptions, load_model
-from phi_edge.models import (
-    ChatCompletions,
-    ChatCompletionsNamedToolChoice,
-    ChatCompletionsToolChoicePreset,
-    ChatCompletionsToolDefinition,
-    ChatRequestMessage,
-    JsonSchemaFormat,
-    ModelInfo,
-    StreamingChatCompletionsUpdate,
+from phi_edge.api.service import ChatService
+from phi_edge.cancel import CancelToken
+from phi_edge.client_options import (
+    Body,
+    ClientOptions,
+    CompleteArguments,
+    ModelSource,
+    TransportOptions,
+    make_body,
+    read_settings,
 )
+from phi_edge.loaded_model import Model
+from phi_edge.loading import LoadOptions, find_package, load_model
+from phi_edge.models import ChatCompletions, ModelInfo, StreamingChatCompletions
 
-Messages = Sequence[ChatRequestMessage | Mapping[str, Any]]
-ResponseFormat = Literal["text", "json_object"] | JsonSchemaFormat | Mapping[str, Any]
-ToolChoice = str | ChatCompletionsToolChoicePreset | ChatCompletionsNamedToolChoice
-Tools = Sequence[ChatCompletionsToolDefinition | Mapping[str, Any]]
-# A package folder, or what is loaded already.
-ModelSource = str | Path | Model | ChatService
-
-
-class CompleteDefaults(TypedDict, total=False):
-    """Arguments of `complete` that a client may have for all calls.
-
-    `model_extras` holds what the Azure AI model inference API does not define, such as `logprobs`
-    or `top_k`.
-    """
-
-    frequency_penalty: float | None
-    presence_penalty: float | None
-    temperature: float | None
-    top_p: float | None
-    max_tokens: int | None
-    response_format: ResponseFormat | None
-    stop: str | Sequence[str] | None
-    tools: Tools | None
-    tool_choice: ToolChoice | None
-    seed: int | None
-    model_extras: Mapping[str, Any] | None
-
-
-class CompleteArguments(CompleteDefaults, total=False):
-    """Arguments of `complete` besides the body and `stream`."""
-
-    messages: Messages
-    model: str | None
-
-
-class ClientOptions(LoadOptions, ServiceOptions, CompleteDefaults, total=False):
-    """Arguments of a client besides the model: of `load_model`, `ChatService` and `complete`."""
-
-
-class StreamingChatCompletions:
-    """The chunks of a streamed answer, as they come. Closing it ends the work."""
-
-    def __init__(self, updates: Iterator[Mapping[str, Any]], cancel: threading.Event) -> None:
-        self._updates = updates
-        self._cancel = cancel
-        self._is_closed = False
-
-    def __iter__(self) -> Iterator[StreamingChatCompletionsUpdate]:
-        return self
-
-    def __next__(self) -> StreamingChatCompletionsUpdate:
-        try:
-            return StreamingChatCompletionsUpdate(next(self._updates))
-        except GenerationCancelled:
-            if self._is_closed:
-                raise StopIteration from None
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the work; nothing more comes. Any thread may call it."""
-        self._is_closed = True
-        close(self._updates, self._cancel)
+logger = logging.getLogger(__name__)
 
 
 class ChatCompletionsClient:
@@ -106,29 +38,32 @@ class ChatCompletionsClient:
 
     def __init__(
         self,
-        model: ModelSource | None = None,
+        endpoint: ModelSource | None = None,
+        credential: object = None,  # noqa: ARG002 - code for the cloud gives one
         **options: Unpack[ClientOptions],
     ) -> None:
         """Load a model, or take one that is loaded.
 
         Args:
-            model: A package folder, a loaded model, or a service; the bundled phi-edge-tiny
-                when None. What is loaded here is closed with the client.
+            endpoint: A package folder or a model's name (see `find_package`), a loaded model, or a
+                service. A URL of http(s) is never contacted: it stands for the default package, as
+                None does. What is loaded here is closed with the client.
+            credential: Anything; it is not used.
             options: See `ClientOptions`.
 
         Raises:
-            TypeError: There is no such argument, or it is of no use for a `model` of this kind.
+            TypeError: There is no such argument, or it comes too late for a loaded model.
             PackageError, ProviderError, EngineError: See `load_model`.
         """
-        loading, serving, self._defaults = split_options(model, options)
+        source, loading, serving, self._defaults = read_settings(endpoint, options)
         self._owned: Model | None = None
-        if isinstance(model, ChatService):
-            self.service = model
+        if isinstance(source, ChatService):
+            self.service = source
             return
-        if not isinstance(model, Model):
-            model = self._owned = load_model(model, **loading)
+        if not isinstance(source, Model):
+            source = self._owned = _load(source, loading)
         try:
-            self.service = ChatService(model, **serving)
+            self.service = ChatService(source, **serving)
         except BaseException:
             self.close()
             raise
@@ -144,14 +79,14 @@ class ChatCompletionsClient:
         if self._owned is not None:
             self._owned.close()
 
-    def get_model_info(self) -> ModelInfo:
+    def get_model_info(self, **_options: Unpack[TransportOptions]) -> ModelInfo:
         """Tell what the model is."""
         return ModelInfo(**self.service.info())
 
     @overload
     def complete(
         self,
-        body: Mapping[str, Any] | None = None,
+        body: Body | None = None,
         *,
         stream: Literal[False] | None = None,
         **arguments: Unpack[CompleteArguments],
@@ -160,7 +95,7 @@ class ChatCompletionsClient:
     @overload
     def complete(
         self,
-        body: Mapping[str, Any] | None = None,
+        body: Body | None = None,
         *,
         stream: Literal[True],
         **arguments: Unpack[CompleteArguments],
@@ -169,7 +104,7 @@ class ChatCompletionsClient:
     @overload
     def complete(
         self,
-        body: Mapping[str, Any] | None = None,
+        body: Body | None = None,
         *,
         stream: bool | None,
         **arguments: Unpack[CompleteArguments],
@@ -177,7 +112,7 @@ class ChatCompletionsClient:
 
     def complete(
         self,
-        body: Mapping[str, Any] | None = None,
+        body: Body | None = None,
         *,
         stream: bool | None = None,
         **arguments: Unpack[CompleteArguments],
@@ -185,7 +120,8 @@ class ChatCompletionsClient:
         """Answer a conversation.
 
         Args:
-            body: The whole request as the API's JSON, instead of the keywords.
+            body: The whole request as the API's JSON, instead of the keywords: a mapping, bytes,
+                or a binary file.
             stream: Give the answer in chunks, as they come.
             arguments: Fields of the request; see `CompleteArguments`.
 
@@ -194,28 +130,19 @@ class ChatCompletionsClient:
 
         Raises:
             HttpResponseError: The request cannot be answered; it says why.
-            TypeError: There is no such argument.
+            TypeError: There is no such argument, or neither a body nor messages.
         """
         return self.send(self.make_body(body, arguments, stream=stream), CancelToken())
 
     def make_body(
         self,
-        body: Mapping[str, Any] | None,
+        body: Body | None,
         arguments: CompleteArguments,
         *,
         stream: bool | None,
     ) -> dict[str, Any]:
         """Write the request that `complete` would answer, as the API's JSON."""
-        streaming = {} if stream is None else {"stream": stream}
-        if body is not None:
-            if arguments:
-                raise TypeError("complete takes a body or keywords, not both")
-            return {**body, **streaming}
-        given: dict[str, Any] = {
-            name: value for name, value in arguments.items() if value is not None
-        }
-        extras = {**(self._defaults.get("model_extras") or {}), **given.get("model_extras", {})}
-        return _make_body({**self._defaults, **given, "model_extras": extras}) | streaming
+        return make_body(body, arguments, self._defaults, stream=stream)
 
     def send(
         self, body: Mapping[str, Any], cancel: threading.Event
@@ -232,48 +159,19 @@ class ChatCompletionsClient:
         return ChatCompletions(dict(self.service.complete(request, cancel)))
 
 
-def split_options(
-    model: ModelSource | None, options: Mapping[str, Any]
-) -> tuple[LoadOptions, ServiceOptions, dict[str, Any]]:
-    """Split a client's options: for `load_model`, for `ChatService`, and defaults of `complete`.
-
-    Raises:
-        TypeError: One is unknown, or comes too late for a model that is loaded already.
-    """
-    rest: dict[str, Any] = dict(options)
-    loading = {name: rest.pop(name) for name in LoadOptions.__optional_keys__ & rest.keys()}
-    serving = {name: rest.pop(name) for name in ServiceOptions.__optional_keys__ & rest.keys()}
-    _check_names(rest)
-    late = dict(loading if isinstance(model, Model | ChatService) else {})
-    late |= serving if isinstance(model, ChatService) else {}
-    if late:
-        raise TypeError(f"the model is loaded already, without {', '.join(sorted(late))}")
-    return loading, serving, rest  # type: ignore[return-value]
-
-
-def _check_names(arguments: Mapping[str, Any]) -> None:
-    if unknown := arguments.keys() - CompleteArguments.__optional_keys__:
-        raise TypeError(
-            f"complete has no argument {', '.join(sorted(unknown))}; what the Azure AI model "
-            "inference API does not define goes into model_extras"
-        )
-
-
-def _make_body(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the arguments of `complete` as the API's JSON."""
-    _check_names(arguments)
-    fields = dict(arguments)
-    extras = fields.pop("model_extras", None) or {}
-    response_format = fields.get("response_format")
-    if isinstance(response_format, JsonSchemaFormat):
-        fields["response_format"] = {"type": "json_schema", "json_schema": response_format}
-    elif isinstance(response_format, str):
-        fields["response_format"] = {"type": response_format}
-    return {**to_json(fields), **extras}
+def _load(source: str | Path | None, options: LoadOptions) -> Model:
+    is_url = str(source).lower().startswith(("http://", "https://"))
+    folder = find_package(None if is_url else source)
+    model = load_model(folder, **options)
+    note = "; the endpoint is never contacted, PHI_EDGE_MODEL names the package" if is_url else ""
+    logger.info("%s in %s answers%s", model.manifest.name, folder, note)
+    return model
 
 
 def load_client(
-    model: ModelSource | None = None, **options: Unpack[ClientOptions]
+    endpoint: ModelSource | None = None,
+    credential: object = None,
+    **options: Unpack[ClientOptions],
 ) -> ChatCompletionsClient:
     """Make the client for a model; there is one kind. See `ChatCompletionsClient`."""
-    return ChatCompletionsClient(model, **options)
+    return ChatCompletionsClient(endpoint, credential, **options)

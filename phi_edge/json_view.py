@@ -1,8 +1,7 @@
-"""Views of JSON: what the messages and answers of `phi_edge.models` are made of."""
+"""Objects with a JSON object's fields: what `phi_edge.models` is made of."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from datetime import datetime, timezone
 from enum import Enum
@@ -10,10 +9,11 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Enum)
+V = TypeVar("V", bound="JsonView")
 
 
 class Field(Generic[T]):
-    """A field of the JSON as an attribute."""
+    """A field of the JSON as an attribute: a text, a number, or what is read from one."""
 
     def __init__(self, read: Callable[[Any], T]) -> None:
         """Take what makes the attribute's value out of the JSON's."""
@@ -32,71 +32,106 @@ class Field(Generic[T]):
     def __set__(self, instance: JsonView, value: Any) -> None:
         instance[self._name] = value
 
+    def keep(self, value: Any) -> Any:
+        """Make what the object keeps of a value."""
+        return to_json(value)
+
+
+class Nested(Field[T]):
+    """A field that holds an object or several: the attribute and the key give the same ones."""
+
+    def __get__(self, instance: JsonView | None, owner: type) -> T:
+        if instance is None:
+            return self  # type: ignore[return-value]
+        return instance.get(self._name)  # type: ignore[return-value]
+
+    def keep(self, value: Any) -> Any:
+        """Make the objects."""
+        return self._read(value)
+
 
 class JsonView(MutableMapping[str, Any]):
-    """A JSON object with attributes. Views of the same JSON see each other's changes."""
+    """A JSON object whose fields are keys, and attributes where the class knows them.
 
+    Keys that the class does not know are kept. Attributes that are not there are None.
+    """
+
+    _fields: ClassVar[Mapping[str, Field[Any]]] = {}
     _constants: ClassVar[Mapping[str, str]] = {}
     _positional: ClassVar[str | None] = None
 
     def __init_subclass__(cls, positional: str | None = None, **constants: str) -> None:
         """Take the field that may be given by position, and what the JSON always says."""
         super().__init_subclass__()
+        own = {name: value for name, value in vars(cls).items() if isinstance(value, Field)}
+        cls._fields = {**cls._fields, **own}
         cls._positional = positional
         cls._constants = constants
 
     def __init__(self, *args: Any, **fields: Any) -> None:
-        """Take the JSON's mapping, or its fields by keyword; those that are None are left out.
+        """Take a mapping, or the fields by keyword; those that are None are left out.
 
         Raises:
-            TypeError: More was given than the object has.
+            TypeError: There is no such field, or more was given than the object takes.
+            ValueError: A field was given twice.
         """
+        name = type(self).__name__
+        self._kept: dict[str, Any] = {}
         if len(args) > 1:
-            raise TypeError(f"{type(self).__name__} takes one positional argument")
+            raise TypeError(
+                f"{name}.__init__() takes 2 positional arguments but {len(args) + 1} were given"
+            )
         if args and isinstance(args[0], Mapping):
-            self._json = args[0] if isinstance(args[0], dict) else to_json(args[0])
-        else:
-            if args:
-                if self._positional is None:
-                    raise TypeError(f"{type(self).__name__} takes a mapping or keywords")
-                fields = {self._positional: args[0], **fields}
-            self._json = {key: to_json(value) for key, value in fields.items() if value is not None}
-        for key, value in self._constants.items():
-            self._json.setdefault(key, value)
+            self.update(args[0])
+            for key, value in self._constants.items():
+                self._kept.setdefault(key, value)
+            return
+        if args:
+            if self._positional is None:
+                raise TypeError(f"{name} takes a mapping or keywords")
+            if fields.get(self._positional) is not None:
+                raise ValueError(
+                    f"{self._positional} cannot be provided as positional and keyword arguments"
+                )
+            fields[self._positional] = args[0]
+        for key, value in {**self._constants, **fields}.items():
+            if key not in self._fields:
+                raise TypeError(f"{name}.__init__() got an unexpected keyword argument {key!r}")
+            if value is not None:
+                self[key] = value
 
     def __getitem__(self, key: str) -> Any:
-        return self._json[key]
+        return self._kept[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._json[key] = to_json(value)
+        field = self._fields.get(key)
+        self._kept[key] = to_json(value) if field is None else field.keep(value)
 
     def __delitem__(self, key: str) -> None:
-        del self._json[key]
+        del self._kept[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._json)
+        return iter(self._kept)
 
     def __len__(self) -> int:
-        return len(self._json)
+        return len(self._kept)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Mapping) and self._json == to_json(other)
+        return isinstance(other, Mapping) and to_json(self) == to_json(other)
 
     __hash__ = None  # type: ignore[assignment]  # it can change
 
     def __repr__(self) -> str:
-        return str(self._json)
+        return str(self._kept)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Copy the JSON."""
-        copy: dict[str, Any] = json.loads(json.dumps(self._json))
+    def as_dict(self, *, exclude_readonly: bool = False) -> dict[str, Any]:  # noqa: ARG002
+        """Copy the JSON; no field is read-only."""
+        copy: dict[str, Any] = to_json(self)
         return copy
 
 
 def to_json(value: Any) -> Any:
-    """Write a value as JSON has it; views give the JSON that they look at."""
-    if isinstance(value, JsonView):
-        return value._json  # noqa: SLF001 - the same module
+    """Copy a value as JSON has it."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):
@@ -106,9 +141,20 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def each(read: Callable[[Any], T]) -> Callable[[list[Any]], list[T]]:
-    """Make what reads a list, of what reads one of its values."""
-    return lambda values: [read(value) for value in values]
+def one(kind: type[V]) -> Callable[[Any], V]:
+    """Make what makes an object of a mapping; anything else stays, for others to refuse."""
+    return lambda value: (
+        kind(value) if isinstance(value, Mapping) and not isinstance(value, kind) else value
+    )
+
+
+def each(make: Callable[[Any], T]) -> Callable[[Any], list[T]]:
+    """Make what makes a list of objects, of what makes one of them."""
+    return lambda values: [make(value) for value in values] if _is_list(values) else values
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def read_time(seconds: float) -> datetime:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -22,6 +24,30 @@ from phi_edge.planning.memory import check_needs, predict_needs
 # A small model of the same architecture, for trying things out; see its README.md.
 BUNDLED_MODEL = Path(__file__).parent / "phi-edge-tiny"
 ENGINES = ("onnxruntime", "genai")
+
+
+def find_package(source: str | Path | None = None) -> Path:
+    """Find the folder of a package.
+
+    Args:
+        source: Its path, or the name of its model, in any case: that of the default package or of
+            phi-edge-tiny, which comes along. The default when None: the package that the
+            environment variable `PHI_EDGE_MODEL` names, or phi-edge-tiny.
+
+    Returns:
+        A folder; there may be no package in it.
+    """
+    default = Path(os.environ.get("PHI_EDGE_MODEL") or BUNDLED_MODEL)
+    if source is None:
+        return default
+    folder = Path(source)
+    if folder.exists():
+        return folder
+    for known in (default, BUNDLED_MODEL):
+        with suppress(PackageError):  # it was not asked for
+            if package.read_manifest(known).name.lower() == str(source).lower():
+                return known
+    return folder
 
 
 class LoadOptions(TypedDict, total=False):
@@ -52,8 +78,9 @@ def load_model(
     """Load a package.
 
     Args:
-        path: The package folder; None for the bundled phi-edge-tiny, which knows little more than
-            coloured shapes, bar charts and printed words.
+        path: The package folder, or its model's name; see `find_package`. Without one, and without
+            `PHI_EDGE_MODEL`, it is the bundled phi-edge-tiny, which knows little more than coloured
+            shapes, bar charts and printed words.
         provider: Where to run: a name of `phi_edge.engine.providers`, which is never replaced by
             another. "auto" is what the package was built for, if that works here, and else, with a
             warning, the CPU.
@@ -83,7 +110,7 @@ def load_model(
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
     if disk_cache and engine != ENGINES[0]:
         raise ValueError(f"disk_cache goes with the engine {ENGINES[0]!r} alone")
-    folder = BUNDLED_MODEL if path is None else Path(path)
+    folder = find_package(path)
     manifest = package.read_manifest(folder)
     package.check_files(folder, manifest, verify=verify)
     max_ram_bytes = None if max_ram_mb is None else max_ram_mb * 10**6

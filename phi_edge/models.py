@@ -1,23 +1,29 @@
 """Messages, answers and settings of chat completions, named as in `azure.ai.inference.models`.
 
-Each object is a view of the API's JSON: fields are attributes, and everything that the JSON has,
-known here or not, is there by its key. Optional fields that are not there are None.
+Each object has the API's JSON: fields are attributes, and everything that the JSON has, known here
+or not, is there by its key. Optional fields that are not there are None.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from enum import Enum
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum, EnumMeta
 from typing import Any
 
 from typing_extensions import Self
 
+from phi_edge.api.threads import AsyncStream
+from phi_edge.cancel import close
+from phi_edge.errors import GenerationCancelled
 from phi_edge.image.files import ImageSource, to_file
-from phi_edge.json_view import Field, JsonView, each, member_of, read_time
+from phi_edge.json_view import Field, JsonView, Nested, each, member_of, one, read_time
 
 __all__ = [
     "AssistantMessage",
+    "AsyncStreamingChatCompletions",
     "ChatChoice",
     "ChatCompletions",
     "ChatCompletionsNamedToolChoice",
@@ -42,6 +48,7 @@ __all__ = [
     "ModelInfo",
     "ModelType",
     "StreamingChatChoiceUpdate",
+    "StreamingChatCompletions",
     "StreamingChatCompletionsUpdate",
     "StreamingChatResponseMessageUpdate",
     "StreamingChatResponseToolCallUpdate",
@@ -52,7 +59,20 @@ __all__ = [
 ]
 
 
-class ChatRole(str, Enum):
+class _AnyCase(EnumMeta):
+    """Finds members by their names in any case, as the SDK's enums do."""
+
+    def __getitem__(cls, name: str) -> Any:
+        return super().__getitem__(name.upper())
+
+    def __getattr__(cls, name: str) -> Any:
+        try:
+            return cls.__members__[name.upper()]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class ChatRole(str, Enum, metaclass=_AnyCase):
     """Who says something."""
 
     SYSTEM = "system"
@@ -62,7 +82,7 @@ class ChatRole(str, Enum):
     DEVELOPER = "developer"
 
 
-class CompletionsFinishReason(str, Enum):
+class CompletionsFinishReason(str, Enum, metaclass=_AnyCase):
     """Why a completion ended."""
 
     STOPPED = "stop"
@@ -71,7 +91,7 @@ class CompletionsFinishReason(str, Enum):
     TOOL_CALLS = "tool_calls"
 
 
-class ChatCompletionsToolChoicePreset(str, Enum):
+class ChatCompletionsToolChoicePreset(str, Enum, metaclass=_AnyCase):
     """Whether a tool is called."""
 
     AUTO = "auto"
@@ -79,14 +99,14 @@ class ChatCompletionsToolChoicePreset(str, Enum):
     REQUIRED = "required"
 
 
-class ChatCompletionsResponseFormat(str, Enum):
+class ChatCompletionsResponseFormat(str, Enum, metaclass=_AnyCase):
     """What a completion has to be."""
 
     TEXT = "text"
     JSON_OBJECT = "json_object"
 
 
-class ImageDetailLevel(str, Enum):
+class ImageDetailLevel(str, Enum, metaclass=_AnyCase):
     """How closely to look at an image."""
 
     AUTO = "auto"
@@ -94,7 +114,7 @@ class ImageDetailLevel(str, Enum):
     HIGH = "high"
 
 
-class ModelType(str, Enum):
+class ModelType(str, Enum, metaclass=_AnyCase):
     """What a model does."""
 
     EMBEDDINGS = "embeddings"
@@ -158,7 +178,7 @@ class TextContentItem(ContentItem, type="text"):
 class ImageContentItem(ContentItem, type="image_url"):
     """An image of a message."""
 
-    image_url = Field(ImageUrl)
+    image_url = Nested(one(ImageUrl))
 
     def __init__(self, *args: Any, image: ImageUrl | None = None, **fields: Any) -> None:
         """As the others; earlier versions of the interface called the image's field `image`."""
@@ -167,14 +187,13 @@ class ImageContentItem(ContentItem, type="image_url"):
         super().__init__(*args, **fields)
 
 
-def _content(content: Any) -> str | list[ContentItem]:
-    if isinstance(content, str):
-        return content
-    kinds: dict[str | None, type[ContentItem]] = {
-        "text": TextContentItem,
-        "image_url": ImageContentItem,
-    }
-    return [kinds.get(item.get("type"), ContentItem)(item) for item in content]
+def _item(item: Any) -> ContentItem:
+    kinds: dict[str, type[ContentItem]] = {"text": TextContentItem, "image_url": ImageContentItem}
+    kind = item.get("type") if isinstance(item, Mapping) else None
+    return one(kinds.get(str(kind), ContentItem))(item)
+
+
+_content: Callable[[Any], str | list[ContentItem]] = each(_item)
 
 
 # Tools
@@ -192,7 +211,7 @@ class ChatCompletionsToolDefinition(JsonView, type="function"):
     """A tool that the model may call."""
 
     type = Field(str)
-    function = Field(FunctionDefinition)
+    function = Nested(one(FunctionDefinition))
 
 
 class FunctionCall(JsonView):
@@ -207,7 +226,7 @@ class ChatCompletionsToolCall(JsonView, type="function"):
 
     id = Field(str)
     type = Field(str)
-    function = Field(FunctionCall)
+    function = Nested(one(FunctionCall))
 
 
 class ChatCompletionsNamedToolChoiceFunction(JsonView):
@@ -220,14 +239,14 @@ class ChatCompletionsNamedToolChoice(JsonView, type="function"):
     """The one tool to call."""
 
     type = Field(str)
-    function = Field(ChatCompletionsNamedToolChoiceFunction)
+    function = Nested(one(ChatCompletionsNamedToolChoiceFunction))
 
 
 class JsonSchemaFormat(JsonView):
     """A schema by which a completion has to validate."""
 
     name = Field(str)
-    schema = Field[dict[str, Any]](dict)
+    schema = Field[Any](lambda schema: schema)
     description = Field[str | None](str)
     strict = Field[bool | None](bool)
 
@@ -238,7 +257,7 @@ class JsonSchemaFormat(JsonView):
 class ChatRequestMessage(JsonView):
     """A message of the conversation."""
 
-    role = Field(_role)
+    role = Field(str)
 
 
 class SystemMessage(ChatRequestMessage, positional="content", role="system"):
@@ -256,14 +275,14 @@ class DeveloperMessage(ChatRequestMessage, positional="content", role="developer
 class UserMessage(ChatRequestMessage, positional="content", role="user"):
     """What the user says: text, or a list of content items."""
 
-    content = Field(_content)
+    content = Nested(_content)
 
 
 class AssistantMessage(ChatRequestMessage, positional="content", role="assistant"):
     """What the assistant said."""
 
     content = Field[str | None](str)
-    tool_calls = Field[list[ChatCompletionsToolCall] | None](each(ChatCompletionsToolCall))
+    tool_calls = Nested[list[ChatCompletionsToolCall] | None](each(one(ChatCompletionsToolCall)))
 
 
 class ToolMessage(ChatRequestMessage, positional="content", role="tool"):
@@ -289,7 +308,7 @@ class ChatResponseMessage(JsonView):
 
     role = Field(_role)
     content = Field(str)
-    tool_calls = Field[list[ChatCompletionsToolCall] | None](each(ChatCompletionsToolCall))
+    tool_calls = Nested[list[ChatCompletionsToolCall] | None](each(one(ChatCompletionsToolCall)))
 
 
 class ChatChoice(JsonView):
@@ -297,7 +316,7 @@ class ChatChoice(JsonView):
 
     index = Field(int)
     finish_reason = Field(_reason)
-    message = Field(ChatResponseMessage)
+    message = Nested(one(ChatResponseMessage))
 
 
 class ChatCompletions(JsonView):
@@ -306,18 +325,18 @@ class ChatCompletions(JsonView):
     id = Field(str)
     created = Field(read_time)
     model = Field(str)
-    choices = Field(each(ChatChoice))
-    usage = Field(CompletionsUsage)
+    choices = Nested(each(one(ChatChoice)))
+    usage = Nested(one(CompletionsUsage))
 
     def __str__(self) -> str:
-        return json.dumps(self._json, indent=2)
+        return json.dumps(self.as_dict(), indent=2)
 
 
 class StreamingChatResponseToolCallUpdate(JsonView):
     """What a chunk says of a tool call."""
 
     id = Field(str)
-    function = Field(FunctionCall)
+    function = Nested(one(FunctionCall))
 
 
 class StreamingChatResponseMessageUpdate(JsonView):
@@ -325,8 +344,8 @@ class StreamingChatResponseMessageUpdate(JsonView):
 
     role = Field[ChatRole | str | None](_role)
     content = Field[str | None](str)
-    tool_calls = Field[list[StreamingChatResponseToolCallUpdate] | None](
-        each(StreamingChatResponseToolCallUpdate)
+    tool_calls = Nested[list[StreamingChatResponseToolCallUpdate] | None](
+        each(one(StreamingChatResponseToolCallUpdate))
     )
 
 
@@ -335,7 +354,7 @@ class StreamingChatChoiceUpdate(JsonView):
 
     index = Field(int)
     finish_reason = Field[CompletionsFinishReason | str | None](_reason)
-    delta = Field(StreamingChatResponseMessageUpdate)
+    delta = Nested(one(StreamingChatResponseMessageUpdate))
 
 
 class StreamingChatCompletionsUpdate(JsonView):
@@ -344,8 +363,49 @@ class StreamingChatCompletionsUpdate(JsonView):
     id = Field(str)
     created = Field(read_time)
     model = Field(str)
-    choices = Field(each(StreamingChatChoiceUpdate))
-    usage = Field[CompletionsUsage | None](CompletionsUsage)
+    choices = Nested(each(one(StreamingChatChoiceUpdate)))
+    usage = Nested[CompletionsUsage | None](one(CompletionsUsage))
+
+
+class StreamingChatCompletions:
+    """The chunks of a streamed answer, as they come. Closing it ends the work."""
+
+    def __init__(self, updates: Iterator[Mapping[str, Any]], cancel: threading.Event) -> None:
+        self._updates = updates
+        self._cancel = cancel
+        self._is_closed = False
+
+    def __iter__(self) -> Iterator[StreamingChatCompletionsUpdate]:
+        return self
+
+    def __next__(self) -> StreamingChatCompletionsUpdate:
+        try:
+            return StreamingChatCompletionsUpdate(next(self._updates))
+        except GenerationCancelled:
+            if self._is_closed:
+                raise StopIteration from None
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the work; nothing more comes. Any thread may call it."""
+        self._is_closed = True
+        close(self._updates, self._cancel)
+
+
+class AsyncStreamingChatCompletions(AsyncStream[StreamingChatCompletionsUpdate]):
+    """The chunks of a streamed answer, as they come. Closing it ends the work."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *args: object) -> None:
+        await self.aclose()
 
 
 class ModelInfo(JsonView):

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from azure.core.credentials import AzureKeyCredential
 
 import phi_edge
 from phi_edge import HttpResponseError, aio
@@ -39,6 +40,30 @@ def test_the_same_answers(service: ChatService) -> None:
         loaded = await aio.load_client(service)
         one = await loaded.complete({"messages": [{"role": "user", "content": "Hi"}], "n": 2})
         assert len(one.choices) == 2
+
+    asyncio.run(ask())
+
+
+def test_code_for_the_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK's asynchronous client, but for its import."""
+    monkeypatch.delenv("PHI_EDGE_MODEL", raising=False)
+    url = "https://my-phi.eastus2.inference.ai.azure.com"
+
+    async def ask() -> None:
+        async with aio.ChatCompletionsClient(
+            endpoint=url, credential=AzureKeyCredential("key"), temperature=0, logging_enable=True
+        ) as client:
+            info = await client.get_model_info(headers={"x-ms-client-request-id": "1"})
+            assert info.model_name == "phi-edge-tiny"
+            result = await client.complete(
+                messages=MESSAGES, stream=True, headers={"x": "y"}, read_timeout=30
+            )
+            pieces = [update.choices[0].delta.content or "" async for update in result]
+            assert "".join(pieces) == "About 7,000."
+        client = await aio.load_client(endpoint=url, credential=AzureKeyCredential("key"))
+        answer = await client.complete(messages=MESSAGES, seed=1)
+        assert answer.choices[0].message.content == "About 7,000."
+        await client.close()
 
     asyncio.run(ask())
 

@@ -5,22 +5,30 @@ from __future__ import annotations
 import base64
 import inspect
 import io
+import json
 import logging
+import re
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import azure.ai.inference as sdk
+import azure.core
 import numpy as np
 import pytest
+from azure.core.credentials import AzureKeyCredential
 from PIL import Image
 
 import phi_edge
 from phi_edge import ChatCompletionsClient, HttpResponseError
 from phi_edge.api.safety import BlockList
 from phi_edge.api.service import ChatService, ServiceOptions
+from phi_edge.client_options import CompleteArguments, TransportOptions
 from phi_edge.image.files import open_image
-from phi_edge.loading import LoadOptions
+from phi_edge.loading import BUNDLED_MODEL, LoadOptions, find_package
 from phi_edge.models import (
     AssistantMessage,
     ChatCompletions,
@@ -111,17 +119,28 @@ def test_defaults_of_the_client(service: ChatService) -> None:
     answer = client.complete(messages=MESSAGES)
     assert answer.usage.completion_tokens == 3
     assert len(answer.choices[0]["logprobs"]["content"]) == 3
-    other = client.complete(messages=MESSAGES, max_tokens=2, model_extras={"logprobs": False})
-    assert other.usage.completion_tokens == 2
-    assert other.choices[0]["logprobs"] is None
+    other = client.complete(messages=MESSAGES, max_tokens=2, model_extras={"n": 2})
+    assert other.usage.completion_tokens == 4
+    assert other.choices[0]["logprobs"] is None, "as the SDK does, in place of the client's"
+    again = client.complete(messages=MESSAGES, max_tokens=2, model_extras={})
+    assert len(again.choices[0]["logprobs"]["content"]) == 2
 
 
 def test_a_body_instead_of_keywords(client: ChatCompletionsClient) -> None:
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
     assert client.complete(body).usage.completion_tokens == 2
     assert len(list(client.complete(body, stream=True))) >= 2
+    sent = json.dumps(body).encode()
+    assert client.complete(sent, content_type="application/json").usage.completion_tokens == 2
+    assert client.complete(io.BytesIO(sent)).usage.completion_tokens == 2
     with pytest.raises(TypeError, match="not both"):
         client.complete(body, max_tokens=3)
+    for wrong in (b"{", b"[]"):
+        with pytest.raises(HttpResponseError, match="JSON") as caught:
+            client.complete(wrong)
+        assert caught.value.status_code == 400
+    with pytest.raises(TypeError, match="needs messages"):
+        client.complete(max_tokens=3)
 
 
 def test_formats_and_tools(client: ChatCompletionsClient) -> None:
@@ -179,8 +198,119 @@ def test_errors_name_the_field(client: ChatCompletionsClient) -> None:
     assert caught.value.status_code == 400
     with pytest.raises(TypeError, match="model_extras"):
         client.complete(messages=MESSAGES, logprobs=True)  # type: ignore[call-overload]
-    with pytest.raises(TypeError, match="max_token"):
+    with pytest.raises(TypeError, match="the client has no argument max_token"):
         ChatCompletionsClient(client.service, max_token=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="the client has no argument messages"):
+        ChatCompletionsClient(client.service, messages=MESSAGES)  # type: ignore[call-arg]
+
+
+URL = "https://my-phi.eastus2.inference.ai.azure.com"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "model"),
+    [
+        (URL, None),
+        (URL.upper(), "some-deployment"),
+        ("http://localhost:8000/models", "Phi-3.5-vision-Instruct"),
+        (None, None),
+        ("phi-edge-tiny", None),
+        (None, "PHI-EDGE-TINY"),
+        (str(BUNDLED_MODEL), None),
+        (BUNDLED_MODEL, "some-deployment"),
+    ],
+)
+def test_an_endpoint(
+    endpoint: str | Path | None,
+    model: str | None,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever it is, nothing is contacted, and the log says once what answers."""
+    monkeypatch.delenv("PHI_EDGE_MODEL", raising=False)
+    monkeypatch.setattr(socket.socket, "connect", Mock(side_effect=AssertionError("no network")))
+    caplog.set_level(logging.INFO, "phi_edge.client")
+    with phi_edge.load_client(endpoint=endpoint, credential=object(), model=model) as client:
+        assert client.get_model_info().model_name == "phi-edge-tiny"
+        answers = [client.complete(messages=MESSAGES) for _ in range(2)]
+        assert answers[0].choices[0].message.content == "About 7,000."
+    (record,) = [record for record in caplog.records if record.name == "phi_edge.client"]
+    assert record.getMessage().startswith(f"phi-edge-tiny in {BUNDLED_MODEL} answers")
+    assert ("never contacted" in record.getMessage()) == str(endpoint).lower().startswith("http")
+
+
+def test_the_default_package(
+    compact_fp32: Path, model: phi_edge.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`PHI_EDGE_MODEL` says what answers for a URL, without an endpoint, and by its own name."""
+    monkeypatch.setenv("PHI_EDGE_MODEL", str(compact_fp32))
+    name = model.manifest.name
+    for endpoint in (URL, None, name.upper()):
+        with ChatCompletionsClient(endpoint) as client:
+            assert client.service.model.manifest.name == name
+    with phi_edge.load_model() as default, phi_edge.load_model("phi-edge-tiny") as tiny:
+        assert (default.manifest.name, tiny.manifest.name) == (name, "phi-edge-tiny")
+    monkeypatch.setenv("PHI_EDGE_MODEL", str(compact_fp32 / "nothing"))
+    assert find_package("phi-edge-tiny") == BUNDLED_MODEL
+    with pytest.raises(phi_edge.PackageNotFoundError, match="nothing"):
+        ChatCompletionsClient(URL)
+    with pytest.raises(phi_edge.PackageNotFoundError, match="some-model"):
+        ChatCompletionsClient("some-model")
+
+
+def test_positions_are_the_sdks(service: ChatService) -> None:
+    answer = ChatCompletionsClient(service, AzureKeyCredential("none"), max_tokens=2, model="phi")
+    assert answer.complete(messages=MESSAGES).usage.completion_tokens == 2
+
+
+# Found in azure-core, and no keywords of a client or a method: what its parts tell each other.
+INTERNAL = {
+    "_return_pipeline_response",
+    "attributes",
+    "block_size",
+    "boundary",
+    "continuation_token",
+    "decompress",
+    "enabled",
+    "error",
+    "error_format",
+    "host",
+    "internal_response",
+    "loop",
+    "message",
+    "model",
+    "page_iterator_class",
+    "reason",
+    "request",
+    "status_code",
+    "stream",
+    "stream_download_generator",
+    "trio_limiter",
+}
+
+
+def test_every_keyword_of_the_sdk_is_taken(service: ChatService) -> None:
+    """Those of its signatures, and those that azure-core reads on the way."""
+    client_class: Any = sdk.ChatCompletionsClient
+    signatures = [client_class, client_class.complete, sdk.load_client]
+    named = {name for each in signatures for name in inspect.signature(each).parameters}
+    named -= {"self", "kwargs", "endpoint", "credential", "body", "stream"}
+    assert named <= CompleteArguments.__optional_keys__
+    read = set()
+    for path in Path(azure.core.__path__[0]).rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        read |= set(re.findall(r'(?:kwargs|options)\.(?:pop|get|setdefault)\("(\w+)"', text))
+    assert len(read) > 50
+    assert read - INTERNAL <= TransportOptions.__optional_keys__
+    options: Any = dict.fromkeys(TransportOptions.__optional_keys__, None)
+    options |= {"headers": {"extra-parameters": "pass-through"}, "timeout": 0.001, "seed": 1}
+    with ChatCompletionsClient(service, credential="key", temperature=0, **options) as client:
+        del options["seed"]
+        assert client.get_model_info(**options).model_type == "chat-completions"
+        answer = client.complete(messages=MESSAGES, seed=2, max_tokens=2, **options)
+        assert answer.usage.completion_tokens == 2
+        body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+        assert client.complete(body, **options).usage.completion_tokens == 2
 
 
 def test_what_a_client_loads_it_closes(compact_fp32: Path, model: phi_edge.Model) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from collections.abc import Callable
 from datetime import datetime, timezone
 from enum import Enum
@@ -125,7 +127,6 @@ def test_same_names() -> None:
     other = ("Embedding", "Image", "Audio", "Input")
     theirs = {name for name in sdk.__all__ if not any(word in name for word in other)}
     theirs |= {"ImageContentItem", "ImageUrl", "ImageDetailLevel"}
-    theirs -= {"StreamingChatCompletions", "AsyncStreamingChatCompletions"}
     assert theirs <= set(models.__all__)
 
 
@@ -165,11 +166,15 @@ def test_unknown_fields_are_kept_and_known_ones_optional() -> None:
     assert models.AssistantMessage().content is None
 
 
-def test_too_many_positions() -> None:
-    with pytest.raises(TypeError):
-        models.UserMessage("one", "two")
-    with pytest.raises(TypeError):
+def test_no_position() -> None:
+    with pytest.raises(TypeError, match="a mapping or keywords"):
         models.TextContentItem("no position here")
+
+
+def test_wrong_values_are_left_for_the_request_to_refuse() -> None:
+    for content in (5, ["Hi"], {"text": "Hi"}):
+        assert models.UserMessage(content=content).as_dict()["content"] == content
+    assert models.ImageContentItem(image_url="data:,")["image_url"] == "data:,"
 
 
 def test_image_url_load(tmp_path: Path) -> None:
@@ -179,3 +184,120 @@ def test_image_url_load(tmp_path: Path) -> None:
     ours = models.ImageUrl.load(image_file=path, image_format="png", detail="low")
     theirs = sdk.ImageUrl.load(image_file=str(path), image_format="png", detail="low")
     assert ours.as_dict() == theirs.as_dict()
+
+
+def _answer(m: Any) -> Any:
+    return m.ChatCompletions(json.loads(json.dumps(ANSWER)))
+
+
+def _update(m: Any) -> Any:
+    return m.StreamingChatCompletionsUpdate(json.loads(json.dumps(UPDATE)))
+
+
+def _message(m: Any) -> Any:
+    return _answer(m).choices[0].message
+
+
+def _question(m: Any) -> Any:
+    url = m.ImageUrl(url="data:,", detail="high")
+    return m.UserMessage(
+        content=[m.TextContentItem(text="What?"), m.ImageContentItem(image_url=url)]
+    )
+
+
+def _set(target: Any, name: str, value: Any) -> Any:
+    return setattr(target, name, value)
+
+
+# What each gives is shown alike, or is refused with the same words.
+SHOWN: dict[str, Make] = {
+    "print a role": lambda m: str(_message(m).role),
+    "an f-string of a role": lambda m: f"{_message(m).role}|{_message(m).role:>20}",
+    "a role in upper case": lambda m: _message(m).role.upper(),
+    "a role as a key": lambda m: {"assistant": 1}[_message(m).role],
+    "a role in JSON": lambda m: json.dumps(_message(m).role),
+    "repr of a role": lambda m: _message(m).role,
+    "a role by name": lambda m: (m.ChatRole["user"], m.ChatRole.user, m.ChatRole("tool")),
+    "a role that is not there": lambda m: m.ChatRole("guest"),
+    "all roles": lambda m: [str(role) for role in m.ChatRole],
+    "an unknown role of an answer": lambda m: m.ChatResponseMessage({"role": "guest"}).role,
+    "a finish reason": lambda m: f"{_answer(m).choices[0].finish_reason}",
+    "an unknown finish reason": lambda m: m.ChatChoice({"finish_reason": "odd"}).finish_reason,
+    "a reason that is not there yet": lambda m: m.StreamingChatChoiceUpdate({}).finish_reason,
+    "print usage": lambda m: str(_answer(m).usage),
+    "an f-string of usage": lambda m: f"{_answer(m).usage}",
+    "repr of usage": lambda m: _answer(m).usage,
+    "print an answer": lambda m: str(_answer(m)),
+    "repr of an answer": _answer,
+    "print an update": lambda m: str(_update(m)),
+    "repr of an update": _update,
+    "a delta's role": lambda m: f"{_update(m).choices[0].delta.role}",
+    "choices": lambda m: _answer(m).choices,
+    "a message": lambda m: str(_message(m)),
+    "tool calls": lambda m: _message(m).tool_calls[0].function.name,
+    "log probabilities": lambda m: _answer(m).choices[0]["logprobs"],
+    "log probabilities as an attribute": lambda m: _answer(m).choices[0].logprobs,
+    "time": lambda m: (_answer(m).created, _answer(m)["created"]),
+    "items by key": lambda m: _answer(m)["choices"][0]["message"].content,
+    "kinds of items by key": lambda m: type(_answer(m)["choices"][0]["message"]).__name__,
+    "items": lambda m: list(_answer(m).items()),
+    "a key that is not there": lambda m: _answer(m)["nothing"],
+    "an attribute that is not there": lambda m: _answer(m).nothing,
+    "get": lambda m: (_answer(m).get("nothing", 4), "usage" in _answer(m), len(_answer(m))),
+    "as_dict": lambda m: _answer(m).as_dict(exclude_readonly=True),
+    "dict": lambda m: dict(**_answer(m).usage),
+    "json.dumps of as_dict": lambda m: json.dumps(_answer(m).as_dict()),
+    "json.dumps of an answer": lambda m: json.dumps(_answer(m)),
+    "pickling": lambda m: str(pickle.loads(pickle.dumps(_answer(m)))),  # noqa: S301 - its own
+    "a pickled copy's attribute": lambda m: (
+        pickle.loads(pickle.dumps(_answer(m))).choices[0].message.content  # noqa: S301
+    ),
+    "copies": lambda m: (copy.deepcopy(_answer(m)) == _answer(m), copy.copy(_message(m)).content),
+    "equality": lambda m: [
+        _answer(m) == _answer(m),
+        _answer(m).usage == USAGE,
+        _answer(m).usage == {"prompt_tokens": 3},
+        _answer(m).usage != _answer(m).usage,
+        _answer(m).usage == 3,
+        m.UserMessage("a") == m.AssistantMessage("a"),
+    ],
+    "hash": lambda m: hash(_answer(m)),
+    "one list of choices": lambda m: [each.choices is each.choices for each in [_answer(m)]],
+    "set an attribute": lambda m: [
+        (_set(each.usage, "prompt_tokens", 9), each["usage"]["prompt_tokens"], each.usage)
+        for each in [_answer(m)]
+    ],
+    "set an attribute that is no field": lambda m: [
+        (_set(each.usage, "mine", 9), each.usage.mine, each) for each in [_answer(m)]
+    ],
+    "set an item": lambda m: [
+        (each["choices"][0]["message"].update(content="Z"), each.choices[0].message.content)
+        for each in [_answer(m)]
+    ],
+    "a question": _question,
+    "a question's JSON": lambda m: json.dumps(_question(m).as_dict()),
+    "a question's keys": lambda m: list(_question(m)),
+    "a question's role": lambda m: (_question(m).role, f"{_question(m).role}"),
+    "an image's detail": lambda m: f"{m.ImageUrl(url='data:,', detail='high').detail}",
+    "an answer goes on": lambda m: m.AssistantMessage(
+        content=_message(m).content, tool_calls=_message(m).tool_calls
+    ),
+    "a field by another name": lambda m: m.UserMessage(contents="Hi"),
+    "content twice": lambda m: m.UserMessage("Hi", content="Hi"),
+    "too many positions": lambda m: m.UserMessage("Hi", "you"),
+    "a model": lambda m: (m.ModelInfo(INFO), f"{m.ModelInfo(INFO).model_type}"),
+    "a schema": lambda m: m.JsonSchemaFormat(name="n", schema={"type": "object"}, strict=True),
+    "a choice of tools": lambda m: f"{m.ChatCompletionsToolChoicePreset.REQUIRED}",
+}
+
+
+def show(make: Make, module: Any) -> str:
+    try:
+        return repr(make(module))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is to be the same
+        return f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize("what", SHOWN)
+def test_shown_as_the_sdk_shows_it(what: str) -> None:
+    assert show(SHOWN[what], models) == show(SHOWN[what], sdk)

@@ -15,8 +15,12 @@ from typing_extensions import assert_type
 
 import phi_edge
 from phi_edge import Answer, Generation, GenerationOptions, aio
-from phi_edge.client import StreamingChatCompletions
-from phi_edge.models import ChatCompletions, UserMessage
+from phi_edge.models import (
+    AsyncStreamingChatCompletions,
+    ChatCompletions,
+    StreamingChatCompletions,
+    UserMessage,
+)
 
 MESSAGES = [UserMessage(content="Hi")]
 
@@ -42,7 +46,7 @@ async def complete_later() -> None:
     async with aio.ChatCompletionsClient("folder", provider="cpu", max_tokens=5) as client:
         assert_type(await client.complete(messages=MESSAGES, seed=3), ChatCompletions)
         stream = await client.complete(messages=MESSAGES, stream=True)
-        assert_type(stream, aio.AsyncStreamingChatCompletions)
+        assert_type(stream, AsyncStreamingChatCompletions)
         async for update in stream:
             print(update.choices[0].delta.content)
 """
