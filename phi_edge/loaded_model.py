@@ -20,7 +20,7 @@ from phi_edge.generation.constraint import JsonGrammar
 from phi_edge.generation.loop import Answer, Completion, Events, Generation, decode
 from phi_edge.generation.options import GenerationOptions, OptionFields
 from phi_edge.generation.sampling import Sampler
-from phi_edge.image.crops import ImageCrops, preprocess
+from phi_edge.image.crops import ImageCrops, auto_crops, preprocess
 from phi_edge.image.files import ImageSource, to_image
 from phi_edge.planning.memory import MemoryBudget
 from phi_edge.planning.speed import SpeedProfile, load_profile, most_crops
@@ -115,6 +115,43 @@ class Model:
         num_text_tokens = len(self.tokenizer.encode(until_images_are_known(text)).ids)
         return most_crops(self.speed_profile, images, own, num_text_tokens, max_ttft_ms)
 
+    def choose_crops(
+        self,
+        images: Sequence[Image.Image],
+        num_crops: Sequence[int | None],
+        *,
+        cut: Sequence[ImageCrops] = (),
+        text: str = "",
+        max_tokens: int | None = None,
+        max_ttft_ms: float | None = None,
+    ) -> list[int]:
+        """Choose the most sub crops of each image; nothing is decoded for it.
+
+        Args:
+            images: Those of the prompt.
+            num_crops: Most sub crops of each. Where None, the image keeps its own resolution, as
+                far as `auto_crops` allows and `max_ram_mb` has room.
+            cut: Images of the prompt that are cut already.
+            text: The prompt.
+            max_tokens: Tokens that the completion may have.
+            max_ttft_ms: Lowers the numbers as `fit_crops` does.
+
+        Raises:
+            CalibrationError: As in `fit_crops`.
+        """
+        chosen = [
+            auto_crops(*image.size, len(images) + len(cut)) if own is None else own
+            for image, own in zip(images, num_crops, strict=True)
+        ]
+        if self._budget.max_ram_bytes is not None:
+            num_tokens = len(self.tokenizer.encode(text).ids) + sum(each.num_tokens for each in cut)
+            sizes, are_free = [image.size for image in images], [own is None for own in num_crops]
+            chosen = self._budget.fit_crops(sizes, chosen, are_free, num_tokens, max_tokens)
+        if max_ttft_ms is not None:
+            most = self.fit_crops(images, max_ttft_ms, text=text, num_crops=chosen)
+            chosen = [min(most, own) for own in chosen]
+        return chosen
+
     def preprocess(self, image: Image.Image, num_crops: int | None = None) -> ImageCrops:
         """Cut an image into crops of normalised pixels.
 
@@ -171,9 +208,7 @@ class Model:
             PromptError: Tags and images do not match.
             ImageError: An image cannot be decoded or laid out.
         """
-        opened = [
-            each if isinstance(each, ImageCrops) else to_image(each) for each in _listed(images)
-        ]
+        opened = _opened(images)
         uncut = [image for image in opened if not isinstance(image, ImageCrops)]
         if max_ttft_ms is not None and uncut:
             limits = [num_crops] * len(uncut)
@@ -316,17 +351,31 @@ class Model:
     ) -> Generation:
         """Ask a question about images, or without any, and get the answer token by token.
 
-        Special tokens in the question are ordinary text. The images come before it; they and the
-        number of their crops are as in `encode_prompt`, and all else is as in `generate`.
+        Special tokens in the question are ordinary text. The images come before it, and are as in
+        `encode_prompt`; `choose_crops` says how many crops they get. All else is as in `generate`.
 
         Raises:
             As in `encode_prompt` and `generate`.
         """
-        sources = _listed(images)
-        question = image_tags(len(sources)) + plain_text(self.tokenizer, text)
+        options = (options or GenerationOptions()).replace(**fields)
+        opened = _opened(images)
+        question = image_tags(len(opened)) + plain_text(self.tokenizer, text)
         turns = chat_text([("user", question)])
-        prompt = self.encode_prompt(turns, sources, num_crops, max_ttft_ms)
-        return self.generate(prompt, options, cancel=cancel, **fields)
+        uncut = [image for image in opened if not isinstance(image, ImageCrops)]
+        chosen = self.choose_crops(
+            uncut,
+            [num_crops] * len(uncut),
+            cut=[image for image in opened if isinstance(image, ImageCrops)],
+            text=turns,
+            max_tokens=options.max_tokens,
+            max_ttft_ms=max_ttft_ms,
+        )
+        most = iter(chosen)
+        crops = [
+            image if isinstance(image, ImageCrops) else self.preprocess(image, next(most))
+            for image in opened
+        ]
+        return self.generate(self.encode_prompt(turns, crops), options, cancel=cancel)
 
     def ask(
         self,
@@ -358,8 +407,9 @@ class Model:
         ).answer()
 
 
-def _listed(images: Sequence[ImageSource | ImageCrops]) -> list[ImageSource | ImageCrops]:
-    """Images as a list; one alone, which is a sequence of something else, is refused."""
+def _opened(images: Sequence[ImageSource | ImageCrops]) -> list[Image.Image | ImageCrops]:
+    """Images, opened where they are not cut yet; one that is not in a list is refused."""
+    # It may be a sequence of something else.
     if isinstance(images, str | bytes | Path | Image.Image | np.ndarray):
         raise TypeError("images is a list, of one image too: images=[image]")
-    return list(images)
+    return [each if isinstance(each, ImageCrops) else to_image(each) for each in images]

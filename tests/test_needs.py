@@ -19,12 +19,14 @@ from phi_edge.api.parse import parse_request
 from phi_edge.api.service import ChatService
 from phi_edge.engine.ort import OrtEngine
 from phi_edge.loading import BUNDLED_MODEL
-from phi_edge.planning.memory import check_needs, most_tokens, predict_needs, square_image_size
+from phi_edge.planning.memory import check_needs, most_tokens, predict_needs
 from phi_edge.text.prompt import chat_text
 
 MANIFEST = package.read_manifest(BUNDLED_MODEL)
 # Room for 2,000 tokens of text.
 LIMIT_MB = -(-predict_needs(MANIFEST, 2000).peak_bytes // 10**6)
+# Padded sizes of 4 and 16 sub crops.
+SMALL, LARGE = (672, 672), (1344, 1344)
 MEASURE = r"""
 import re, sys, phi_edge
 from pathlib import Path
@@ -72,13 +74,13 @@ def test_each_part_of_a_request_adds_its_own() -> None:
     model = dataclasses.replace(MANIFEST.model, cache_dtype="int8")
     over_int8 = predict_needs(dataclasses.replace(MANIFEST, model=model), 1000)
     assert over_int8.token_bytes > over_int8.cache_bytes > 0
-    one = predict_needs(MANIFEST, 1000, [square_image_size(4)])
-    two = predict_needs(MANIFEST, 1000, [square_image_size(16), square_image_size(4)])
+    one = predict_needs(MANIFEST, 1000, [SMALL])
+    two = predict_needs(MANIFEST, 1000, [LARGE, SMALL])
     assert (one.total_crops, two.total_crops) == (5, 22)
     assert text.image_bytes == 0 < one.image_bytes < two.image_bytes
 
 
-@pytest.mark.parametrize("sizes", [[], [square_image_size(4)]])
+@pytest.mark.parametrize("sizes", [[], [SMALL]])
 def test_the_most_tokens_are_those_that_just_fit(sizes: list[tuple[int, int]]) -> None:
     limit = 200_000_000
     most = most_tokens(MANIFEST, limit, sizes)

@@ -60,6 +60,7 @@ def test_a_package_of_random_weights_runs(recipe: Recipe, tmp_path: Path) -> Non
         ("decode_512", {"tokens_per_s", "bandwidth_used_per_s"}),
         ("vision", {"s_per_crop"}),
         ("photo", {"first_token_s"}),
+        ("photo_auto", {"first_token_s"}),
         ("second_question", {"first_s", "second_s", "second_over_first"}),
         ("reopened", {"first_s", "second_s", "second_over_first"}),
         ("reading", {"tokens_per_s", "drafted_per_s", "drafted_over_plain"}),

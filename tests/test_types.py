@@ -42,6 +42,16 @@ def complete(client: phi_edge.ChatCompletionsClient, stream: bool) -> None:
     assert_type(answer, ChatCompletions | StreamingChatCompletions)
 
 
+def complete_as_in_the_cloud() -> None:
+    client = phi_edge.ChatCompletionsClient(
+        endpoint="https://local", credential=object(), api_version="2024-05-01-preview", model="phi"
+    )
+    answer = client.complete(messages=MESSAGES, model="phi", headers={"x": "y"}, read_timeout=5)
+    assert_type(answer.choices[0].message.content, str)
+    assert_type(answer.usage.prompt_tokens, int)
+    client.complete(b"{}", logging_enable=True)
+
+
 async def complete_later() -> None:
     async with aio.ChatCompletionsClient("folder", provider="cpu", max_tokens=5) as client:
         assert_type(await client.complete(messages=MESSAGES, seed=3), ChatCompletions)

@@ -126,13 +126,22 @@ def vision(bench: Bench) -> None:
         bench.record(side, number, side.ask("vision", seed=number + 1))
 
 
-def photo(bench: Bench) -> None:
-    """First token about a photo of 1344 x 1008 pixels at 4 crops, with 20 words."""
-    grid = {"rows": 2, "columns": 2}
+def _photo(bench: Bench, rows: int, columns: int) -> None:
+    grid = {"rows": rows, "columns": columns}
     sides = bench.prepare("question", seed=0, num_tokens=1, **grid)
     for number, side in bench.turns(sides):
         figures = side.ask("question", seed=number + 1, num_tokens=1, **grid)
         bench.record(side, number, {"first_token_s": figures["first_token_s"]})
+
+
+def photo(bench: Bench) -> None:
+    """First token about a photo of 1344 x 1008 pixels at 4 crops, with 20 words."""
+    _photo(bench, 2, 2)
+
+
+def photo_auto(bench: Bench) -> None:
+    """The same at the 12 crops of `detail` "auto", which one of 1600 x 1200 pixels has, too."""
+    _photo(bench, 3, 4)
 
 
 def second_question(bench: Bench) -> None:
@@ -222,6 +231,7 @@ CASES: dict[str, Callable[[Bench], None]] = {
         decode_sampled,
         vision,
         photo,
+        photo_auto,
         second_question,
         reopened,
         choices,

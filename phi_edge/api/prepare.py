@@ -78,7 +78,7 @@ class Preparer:
             read_image(part.image_url.url, field, self.allowed_image_hosts)
             for part, field in conversation.images
         ]
-        num_crops = self._num_crops(conversation, images)
+        num_crops = self._choose_crops(request, conversation, images)
         num_image_tokens = _least_image_tokens(conversation, images, num_crops)
         self._check_context(request, num_text_tokens + num_image_tokens)
         prompt = self._encode(conversation, images, num_crops)
@@ -111,16 +111,17 @@ class Preparer:
         except PromptError as error:
             raise HttpResponseError(400, f"messages: {error}", param="messages") from None
 
-    def _num_crops(self, conversation: Conversation, images: Sequence[Image.Image]) -> list[int]:
-        """Choose the most crops of each image."""
-        default = self.model.manifest.model.num_crops
-        details = [part.image_url.detail for part, _ in conversation.images]
-        num_crops = [DETAIL_CROPS[detail] or default for detail in details]
-        if self.max_ttft_ms is None:
-            return num_crops
-        text = conversation.text
-        most = self.model.fit_crops(images, self.max_ttft_ms, text=text, num_crops=num_crops)
-        return [min(most, own) for own in num_crops]
+    def _choose_crops(
+        self, request: ChatRequest, conversation: Conversation, images: Sequence[Image.Image]
+    ) -> list[int]:
+        """Choose the most sub crops of each image by its `detail`."""
+        return self.model.choose_crops(
+            images,
+            [DETAIL_CROPS[part.image_url.detail] for part, _ in conversation.images],
+            text=conversation.text,
+            max_tokens=request.token_limit,
+            max_ttft_ms=self.max_ttft_ms,
+        )
 
     def _least_text_tokens(self, request: ChatRequest) -> int:
         """Count the text's tokens, as a lower bound; see `longest_token`."""

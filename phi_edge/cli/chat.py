@@ -27,7 +27,11 @@ from .options import generation_options, loading_options, model_option, ttft_opt
     multiple=True,
     help="Image to talk about; may be repeated.",
 )
-@click.option("--num-crops", type=click.IntRange(min=1), help="Most crops an image.")
+@click.option(
+    "--num-crops",
+    type=click.IntRange(min=1),
+    help="Most crops an image; by its size when not given.",
+)
 @click.option("--system", help="System message.")
 @generation_options
 @ttft_option
@@ -48,13 +52,16 @@ def chat(
     if model_path is None and sys.stderr.isatty():
         click.echo("phi-edge-tiny, a test model; --model takes a package of your own", err=True)
     with load(model_path) as model:
-        if max_ttft_ms is not None:
-            limits = [num_crops] * len(images)
-            text = f"{system or ''}{prompt or ''}"
-            num_crops = model.fit_crops(images, max_ttft_ms, text=text, num_crops=limits)
-        crops = [model.preprocess(image, num_crops) for image in images]
-        tags = image_tags(len(crops))
+        tags = image_tags(len(images))
         turns = [("system", system)] if system else []
+        most = model.choose_crops(
+            images,
+            [num_crops] * len(images),
+            text=chat_text([*turns, ("user", tags + (prompt or ""))]),
+            max_tokens=options.max_tokens,
+            max_ttft_ms=max_ttft_ms,
+        )
+        crops = list(map(model.preprocess, images, most))
         for question in [prompt] if prompt is not None else _ask():
             turns.append(("user", tags + question))
             tags = ""

@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import click
+from PIL import ExifTags
 
 from phi_edge import package
 from phi_edge.engine.probe import resolve_provider
+from phi_edge.image.files import decoding, read_header
 
 from .options import json_option, package_argument, provider_option, threads_option
 from .show import show, show_facts
 
 # Lengths that a profile is fitted to, and tokens that are decoded after each.
 _PROFILE_LENGTHS, _NUM_DECODED = (256, 1280), 16
+# EXIF orientations of images that are turned by 90 degrees.
+_SIDEWAYS = (5, 6, 7, 8)
 
 
 @click.command()
@@ -27,7 +31,20 @@ _PROFILE_LENGTHS, _NUM_DECODED = (256, 1280), 16
     required=True,
     help="Tokens of the request's text.",
 )
-@click.option("--images", "num_images", type=click.IntRange(min=0), default=0, help="Its images.")
+@click.option(
+    "--image",
+    "image_paths",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    help="Image of the request, which counts by its size; may be repeated.",
+)
+@click.option(
+    "--images",
+    "num_images",
+    type=click.IntRange(min=0),
+    default=0,
+    help="The number of its images, where no files are at hand: large and square ones.",
+)
 @click.option("--detail", type=click.Choice(["low", "auto", "high"]), help="Their detail.")
 @click.option("--num-crops", type=click.IntRange(min=1), help="Their crops, instead of a detail.")
 @click.option(
@@ -40,7 +57,13 @@ _PROFILE_LENGTHS, _NUM_DECODED = (256, 1280), 16
 @provider_option
 @threads_option
 def estimate(
-    *, model_path: Path, as_json: bool, prompt_tokens: int, provider: str, **request: Any
+    *,
+    model_path: Path,
+    as_json: bool,
+    prompt_tokens: int,
+    provider: str,
+    image_paths: tuple[Path, ...],
+    **request: Any,
 ) -> None:
     """Predict the memory and the time that a request to PACKAGE takes."""
     from phi_edge.planning.estimate import estimate
@@ -48,7 +71,17 @@ def estimate(
     manifest = package.read_manifest(model_path)
     package.check_files(model_path, manifest)
     resolved = resolve_provider(provider, manifest.provider)
-    show(estimate(manifest, prompt_tokens, provider=resolved, **request), as_json=as_json)
+    sizes = [_read_size(path) for path in image_paths]
+    facts = estimate(manifest, prompt_tokens, image_sizes=sizes, provider=resolved, **request)
+    show(facts, as_json=as_json)
+
+
+def _read_size(path: Path) -> tuple[int, int]:
+    """Read the width and height in pixels that an image file has once it is upright."""
+    with path.open("rb") as file, decoding(str(path)):
+        header = read_header(file, str(path))
+        orientation = header.getexif().get(ExifTags.Base.Orientation, 1)
+        return header.size[::-1] if orientation in _SIDEWAYS else header.size
 
 
 @click.command()

@@ -23,8 +23,11 @@ from phi_edge.image.files import check_size, decoding
 
 CROP_SIZE = 336
 
-# `detail` of an image in the API -> most sub crops; the checkpoint's own number for "auto".
+# `detail` of an image in the API -> most sub crops; `auto_crops` tells them for "auto".
 DETAIL_CROPS = {"low": 1, "auto": None, "high": 16}
+# Most sub crops that "auto" gives a prompt's only image, and each of several. Source: the model
+# card of Phi-3.5-vision-instruct, which advises 16 for a single frame and 4 for several.
+MOST_AUTO_CROPS, _MOST_OF_SEVERAL = 16, 4
 
 # Tokens of one crop: 24 x 24 patches of 14 pixels, merged in squares of 2 x 2.
 _TOKENS_PER_CROP_SIDE = 12
@@ -89,6 +92,24 @@ def layout(width: int, height: int, num_crops: int) -> tuple[int, int]:
             "its short side would vanish. Cut it into parts, or allow more crops"
         )
     return new_width, new_height
+
+
+def auto_crops(width: int, height: int, num_images: int) -> int:
+    """Tell the most sub crops of an image that nobody chose them for.
+
+    They are those of the smallest grid in which the image is not reduced, up to 16 for the only
+    image of a prompt, and up to 4 for each of several.
+
+    Args:
+        width: Of the image in pixels; the way round does not matter.
+        height: The same.
+        num_images: Images of the prompt.
+    """
+    short, long = sorted((max(width, 1), max(height, 1)))
+    scale = math.ceil(long / CROP_SIZE)
+    # The ratio is a float, as in `layout`, so that the grids are the same.
+    num_crops = scale * math.ceil(scale / (long / short))
+    return min(num_crops, MOST_AUTO_CROPS if num_images == 1 else _MOST_OF_SEVERAL)
 
 
 def padded_size(width: int, height: int, num_crops: int) -> tuple[int, int]:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from phi_edge.errors import CalibrationError, ContextLengthError
-from phi_edge.image.crops import DETAIL_CROPS, count_tokens
+from phi_edge.image.crops import (
+    CROP_SIZE,
+    DETAIL_CROPS,
+    MOST_AUTO_CROPS,
+    auto_crops,
+    count_tokens,
+    padded_size,
+)
 from phi_edge.package import Manifest
-from phi_edge.planning.memory import predict_needs, square_image_size
+from phi_edge.planning.memory import predict_needs
 from phi_edge.planning.speed import load_profile
+
+# Width and height of an image that gets the most crops.
+_LARGE = (MOST_AUTO_CROPS * CROP_SIZE, MOST_AUTO_CROPS * CROP_SIZE)
 
 
 def estimate(
@@ -16,6 +27,7 @@ def estimate(
     prompt_tokens: int,
     *,
     num_images: int = 0,
+    image_sizes: Sequence[tuple[int, int]] = (),
     detail: str | None = None,
     num_crops: int | None = None,
     max_tokens: int = 256,
@@ -24,18 +36,23 @@ def estimate(
 ) -> dict[str, Any]:
     """Predict what a request takes: names and values.
 
-    The text has `prompt_tokens`. The images are square, and cut as `detail` says in the API, or
-    into `num_crops` sub crops.
+    The text has `prompt_tokens`. The images have `image_sizes`, width and height in pixels, or
+    there are `num_images` square ones, as large as any. They are cut as `detail` says in the API,
+    or into `num_crops` sub crops.
 
     Raises:
-        ValueError: A detail and a number of crops are given.
+        ValueError: A detail and a number of crops are given, or sizes and a number of images.
+        ImageError: As in `layout`.
         ContextLengthError: The request does not fit the model's context.
     """
     if detail is not None and num_crops is not None:
         raise ValueError("give a detail or a number of crops, not both")
+    if num_images and image_sizes:
+        raise ValueError("give the image files or a number of images, not both")
     model = manifest.model
-    most_crops = num_crops or DETAIL_CROPS[detail or "auto"] or model.num_crops
-    sizes = [square_image_size(most_crops)] * num_images
+    given = num_crops or DETAIL_CROPS[detail or "auto"]
+    images = image_sizes or [_LARGE] * num_images
+    sizes = [padded_size(*size, given or auto_crops(*size, len(images))) for size in images]
     num_prompt_tokens = prompt_tokens + sum(map(count_tokens, sizes))
     num_tokens = num_prompt_tokens + max_tokens
     if num_tokens > model.context_length:

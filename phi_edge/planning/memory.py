@@ -19,6 +19,7 @@ from phi_edge.engine.providers import PROVIDERS
 from phi_edge.errors import MemoryLimitError
 from phi_edge.image.crops import CROP_SIZE, count_tokens
 from phi_edge.package import VISION, Manifest, ModelConfig, weights_file
+from phi_edge.planning.crops import lower_crops
 from phi_edge.text.prompt import Prompt
 
 # Python, NumPy, tokenizers and ONNX Runtime.
@@ -45,17 +46,14 @@ _FEATURE_COPIES = 2
 _MAX_BATCH_SIZE = 8
 _BATCH_BYTES = 4 * 2**30
 
+# Room that is left for a completion whose length nobody bounds, when images get their crops.
+_COMPLETION_TOKENS = 256
+
 
 def count_crops(image_size: tuple[int, int]) -> int:
     """Count the crops of a padded image, the global one included."""
     height, width = image_size
     return height * width // CROP_SIZE**2 + 1
-
-
-def square_image_size(num_crops: int) -> tuple[int, int]:
-    """Find the padded height and width of a square image on `num_crops` sub crops at most."""
-    side = math.isqrt(num_crops) * CROP_SIZE
-    return side, side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +190,36 @@ class MemoryBudget:
         if self.max_ram_bytes is not None:
             num_tokens = prompt.num_tokens + (max_tokens or 1)
             check_needs(self._needs(prompt, num_tokens), self.max_ram_bytes)
+
+    def fit_crops(
+        self,
+        sizes: Sequence[tuple[int, int]],
+        num_crops: Sequence[int],
+        can_be_fewer: Sequence[bool],
+        num_text_tokens: int,
+        max_tokens: int | None,
+    ) -> list[int]:
+        """Lower the most sub crops of images until a request fits, or none can be fewer.
+
+        Args:
+            sizes: Width and height of each image in pixels; the way round does not matter.
+            num_crops: Most sub crops of each.
+            can_be_fewer: Whether an image's number may be lowered.
+            num_text_tokens: Of the prompt without these images.
+            max_tokens: Of the completion.
+        """
+        limit = self.max_ram_bytes
+        if limit is None:
+            return list(num_crops)
+
+        def fits(padded: Sequence[tuple[int, int]]) -> bool:
+            num_tokens = num_text_tokens + sum(map(count_tokens, padded))
+            num_tokens += max_tokens or _COMPLETION_TOKENS
+            return predict_needs(self._manifest, num_tokens, padded).peak_bytes <= limit
+
+        # An image has more tokens when it is higher than wide, and EXIF may turn it so later.
+        tall = [(min(size), max(size)) for size in sizes]
+        return lower_crops(tall, num_crops, fits, can_be_fewer)
 
     def max_length(self, prompt: Prompt, max_tokens: int | None) -> int:
         """Find the most tokens that a prompt and a completion of it can have together.

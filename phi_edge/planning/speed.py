@@ -20,8 +20,9 @@ from PIL import Image
 
 from phi_edge.engine.session import import_onnxruntime
 from phi_edge.errors import CalibrationError
-from phi_edge.image.crops import count_tokens, padded_size
+from phi_edge.image.crops import count_tokens
 from phi_edge.package import Manifest
+from phi_edge.planning.crops import lower_crops
 from phi_edge.planning.memory import count_crops
 
 
@@ -65,16 +66,13 @@ def most_crops(
 
     Each image has a bound of its own, `num_crops`. The text has `num_text_tokens`.
     """
-    for most in range(max(num_crops, default=1), 1, -1):
-        sizes = [
-            padded_size(*image.size, min(most, own))
-            for image, own in zip(images, num_crops, strict=True)
-        ]
+
+    def is_in_time(sizes: Sequence[tuple[int, int]]) -> bool:
         num_tokens = num_text_tokens + sum(map(count_tokens, sizes))
         ttft = profile.predict_ttft(num_tokens, sum(map(count_crops, sizes)))
-        if 1000 * ttft <= max_ttft_ms:
-            return most
-    return 1
+        return 1000 * ttft <= max_ttft_ms
+
+    return max(lower_crops([image.size for image in images], num_crops, is_in_time), default=1)
 
 
 def save_profile(
