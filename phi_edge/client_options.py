@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from phi_edge.api.http import read_json
 from phi_edge.api.service import ChatService, ServiceOptions
 from phi_edge.errors import HttpResponseError
-from phi_edge.json_view import to_json
+from phi_edge.json_object import to_json
 from phi_edge.loaded_model import Model
 from phi_edge.loading import LoadOptions
 from phi_edge.models import (
@@ -190,28 +190,32 @@ def make_body(
         TypeError: There is no such argument, or there is neither a body nor messages.
     """
     streaming = {} if stream is None else {"stream": stream}
+    _check_names("complete", arguments.keys() - _TRANSPORT, _REQUEST)
     given = {
-        name: value
-        for name, value in arguments.items()
-        if name not in _TRANSPORT and value is not None
+        name: value for name, value in arguments.items() if name in _REQUEST and value is not None
     }
-    _check_names("complete", given, _REQUEST)
+    if body is not None and given:
+        raise TypeError("complete takes a body or keywords, not both")
+    fields: dict[str, Any]
     if body is not None:
-        if given:
-            raise TypeError("complete takes a body or keywords, not both")
-        json_body = body if isinstance(body, Mapping) else _read(body)
-        return {**json_body, **streaming}
+        fields = dict(body if isinstance(body, Mapping) else _read(body))
+    else:
+        fields = _with_defaults(given, defaults)
+    written: dict[str, Any] = to_json({**fields, **streaming})
+    return written
+
+
+def _with_defaults(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     if "messages" not in given:
         raise TypeError("complete needs messages, or a body")
     fields = {**defaults, **given}
     fields.pop("model_extras", None)
-    extras = given.get("model_extras") or defaults.get("model_extras") or {}
     response_format = fields.get("response_format")
     if isinstance(response_format, JsonSchemaFormat):
         fields["response_format"] = {"type": "json_schema", "json_schema": response_format}
     elif isinstance(response_format, str):
         fields["response_format"] = {"type": response_format}
-    return {**to_json(fields), **extras, **streaming}
+    return {**fields, **(given.get("model_extras") or defaults.get("model_extras") or {})}
 
 
 def _read(body: IO[bytes] | bytes) -> Mapping[str, Any]:

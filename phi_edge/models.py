@@ -19,7 +19,7 @@ from phi_edge.api.threads import AsyncStream
 from phi_edge.cancel import close
 from phi_edge.errors import GenerationCancelled
 from phi_edge.image.files import ImageSource, to_file
-from phi_edge.json_view import Field, JsonView, Nested, each, member_of, one, read_time
+from phi_edge.json_object import Field, JsonObject, Nested, each, member_of, one, read_time
 
 __all__ = [
     "AssistantMessage",
@@ -132,7 +132,7 @@ _reason = member_of(CompletionsFinishReason)
 # Content
 
 
-class ImageUrl(JsonView):
+class ImageUrl(JsonObject):
     """Where an image is: a data URL, and how closely to look at it."""
 
     url = Field(str)
@@ -163,7 +163,7 @@ class ImageUrl(JsonView):
         return cls(url=f"data:{media_type};base64,{encoded}", detail=detail)
 
 
-class ContentItem(JsonView):
+class ContentItem(JsonObject):
     """A part of a user's message."""
 
     type = Field(str)
@@ -199,7 +199,7 @@ _content: Callable[[Any], str | list[ContentItem]] = each(_item)
 # Tools
 
 
-class FunctionDefinition(JsonView):
+class FunctionDefinition(JsonObject):
     """A function that the model may call; its parameters are a JSON schema."""
 
     name = Field(str)
@@ -207,21 +207,21 @@ class FunctionDefinition(JsonView):
     parameters = Field[Any](lambda schema: schema)
 
 
-class ChatCompletionsToolDefinition(JsonView, type="function"):
+class ChatCompletionsToolDefinition(JsonObject, type="function"):
     """A tool that the model may call."""
 
     type = Field(str)
     function = Nested(one(FunctionDefinition))
 
 
-class FunctionCall(JsonView):
+class FunctionCall(JsonObject):
     """A function with its arguments as JSON text."""
 
     name = Field(str)
     arguments = Field(str)
 
 
-class ChatCompletionsToolCall(JsonView, type="function"):
+class ChatCompletionsToolCall(JsonObject, type="function"):
     """A tool that the model called."""
 
     id = Field(str)
@@ -229,20 +229,20 @@ class ChatCompletionsToolCall(JsonView, type="function"):
     function = Nested(one(FunctionCall))
 
 
-class ChatCompletionsNamedToolChoiceFunction(JsonView):
+class ChatCompletionsNamedToolChoiceFunction(JsonObject):
     """The name of a function."""
 
     name = Field(str)
 
 
-class ChatCompletionsNamedToolChoice(JsonView, type="function"):
+class ChatCompletionsNamedToolChoice(JsonObject, type="function"):
     """The one tool to call."""
 
     type = Field(str)
     function = Nested(one(ChatCompletionsNamedToolChoiceFunction))
 
 
-class JsonSchemaFormat(JsonView):
+class JsonSchemaFormat(JsonObject):
     """A schema by which a completion has to validate."""
 
     name = Field(str)
@@ -254,7 +254,7 @@ class JsonSchemaFormat(JsonView):
 # Messages of a request
 
 
-class ChatRequestMessage(JsonView):
+class ChatRequestMessage(JsonObject):
     """A message of the conversation."""
 
     role = Field(str)
@@ -295,7 +295,7 @@ class ToolMessage(ChatRequestMessage, positional="content", role="tool"):
 # Answers
 
 
-class CompletionsUsage(JsonView):
+class CompletionsUsage(JsonObject):
     """Tokens of a request and its answer."""
 
     completion_tokens = Field(int)
@@ -303,7 +303,7 @@ class CompletionsUsage(JsonView):
     total_tokens = Field(int)
 
 
-class ChatResponseMessage(JsonView):
+class ChatResponseMessage(JsonObject):
     """What the assistant says."""
 
     role = Field(_role)
@@ -311,7 +311,7 @@ class ChatResponseMessage(JsonView):
     tool_calls = Nested[list[ChatCompletionsToolCall] | None](each(one(ChatCompletionsToolCall)))
 
 
-class ChatChoice(JsonView):
+class ChatChoice(JsonObject):
     """One completion."""
 
     index = Field(int)
@@ -319,7 +319,7 @@ class ChatChoice(JsonView):
     message = Nested(one(ChatResponseMessage))
 
 
-class ChatCompletions(JsonView):
+class ChatCompletions(JsonObject):
     """The answer to a request."""
 
     id = Field(str)
@@ -332,14 +332,14 @@ class ChatCompletions(JsonView):
         return json.dumps(self.as_dict(), indent=2)
 
 
-class StreamingChatResponseToolCallUpdate(JsonView):
+class StreamingChatResponseToolCallUpdate(JsonObject):
     """What a chunk says of a tool call."""
 
     id = Field(str)
     function = Nested(one(FunctionCall))
 
 
-class StreamingChatResponseMessageUpdate(JsonView):
+class StreamingChatResponseMessageUpdate(JsonObject):
     """What a chunk adds to a message."""
 
     role = Field[ChatRole | str | None](_role)
@@ -349,7 +349,7 @@ class StreamingChatResponseMessageUpdate(JsonView):
     )
 
 
-class StreamingChatChoiceUpdate(JsonView):
+class StreamingChatChoiceUpdate(JsonObject):
     """What a chunk adds to one completion."""
 
     index = Field(int)
@@ -357,7 +357,7 @@ class StreamingChatChoiceUpdate(JsonView):
     delta = Nested(one(StreamingChatResponseMessageUpdate))
 
 
-class StreamingChatCompletionsUpdate(JsonView):
+class StreamingChatCompletionsUpdate(JsonObject):
     """A chunk of a streamed answer; the last has the usage."""
 
     id = Field(str)
@@ -408,7 +408,7 @@ class AsyncStreamingChatCompletions(AsyncStream[StreamingChatCompletionsUpdate])
         await self.aclose()
 
 
-class ModelInfo(JsonView):
+class ModelInfo(JsonObject):
     """What the model is."""
 
     model_name = Field(str)

@@ -16,6 +16,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import azure.ai.inference as sdk
+import azure.ai.inference.models
 import azure.core
 import numpy as np
 import pytest
@@ -133,6 +134,7 @@ def test_a_body_instead_of_keywords(client: ChatCompletionsClient) -> None:
     sent = json.dumps(body).encode()
     assert client.complete(sent, content_type="application/json").usage.completion_tokens == 2
     assert client.complete(io.BytesIO(sent)).usage.completion_tokens == 2
+    assert client.complete({"messages": MESSAGES, "max_tokens": 2}).usage.completion_tokens == 2
     with pytest.raises(TypeError, match="not both"):
         client.complete(body, max_tokens=3)
     for wrong in (b"{", b"[]"):
@@ -198,6 +200,8 @@ def test_errors_name_the_field(client: ChatCompletionsClient) -> None:
     assert caught.value.status_code == 400
     with pytest.raises(TypeError, match="model_extras"):
         client.complete(messages=MESSAGES, logprobs=True)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="complete has no argument max_token"):
+        client.complete(messages=MESSAGES, max_token=None)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="the client has no argument max_token"):
         ChatCompletionsClient(client.service, max_token=3)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="the client has no argument messages"):
@@ -256,6 +260,15 @@ def test_the_default_package(
         ChatCompletionsClient(URL)
     with pytest.raises(phi_edge.PackageNotFoundError, match="some-model"):
         ChatCompletionsClient("some-model")
+
+
+def test_the_sdks_own_objects(client: ChatCompletionsClient) -> None:
+    """Half of a program may have its imports changed already."""
+    texts = ["You are a helpful assistant.", "How many languages are in the world?"]
+    messages: Any = [sdk.models.SystemMessage(texts[0]), sdk.models.UserMessage(texts[1])]
+    answer = client.complete(messages=messages)
+    assert answer.choices == client.complete(messages=MESSAGES).choices
+    assert client.complete({"messages": messages, "max_tokens": 6}).choices == answer.choices
 
 
 def test_positions_are_the_sdks(service: ChatService) -> None:

@@ -1,7 +1,5 @@
 """The Azure SDK as it is, on a model in the same process."""
 
-import os
-
 from azure.ai.inference import ChatCompletionsClient
 from azure.ai.inference.models import UserMessage
 from azure.core.credentials import AzureKeyCredential
@@ -10,7 +8,7 @@ import phi_edge
 from phi_edge.api.service import ChatService
 from phi_edge.transports.azure import LocalTransport
 
-with phi_edge.load_model(os.environ.get("PHI_EDGE_MODEL")) as model:
+with phi_edge.load_model() as model:
     client = ChatCompletionsClient(
         endpoint="https://local",
         credential=AzureKeyCredential("none"),

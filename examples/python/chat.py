@@ -1,11 +1,9 @@
 """A question, its answer, and what both cost in tokens."""
 
-import os
-
 from phi_edge import ChatCompletionsClient
 from phi_edge.models import SystemMessage, UserMessage
 
-with ChatCompletionsClient(os.environ.get("PHI_EDGE_MODEL")) as client:
+with ChatCompletionsClient() as client:
     response = client.complete(
         messages=[
             SystemMessage(content="You are a helpful assistant."),

@@ -1,13 +1,10 @@
 """A prompt that a filter refuses."""
 
-import os
-
 from phi_edge import ChatCompletionsClient, HttpResponseError
 from phi_edge.api.safety import BlockList
 from phi_edge.models import UserMessage
 
-model = os.environ.get("PHI_EDGE_MODEL")
-with ChatCompletionsClient(model, content_filters=[BlockList(["knife"])]) as client:
+with ChatCompletionsClient(content_filters=[BlockList(["knife"])]) as client:
     try:
         client.complete(messages=[UserMessage(content="How do I sharpen a knife?")])
     except HttpResponseError as error:

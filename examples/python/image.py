@@ -1,6 +1,5 @@
 """A question about an image."""
 
-import os
 from pathlib import Path
 
 from phi_edge import ChatCompletionsClient
@@ -8,7 +7,7 @@ from phi_edge.models import ImageContentItem, ImageUrl, TextContentItem, UserMes
 
 chart = Path(__file__).parents[1] / "chart.png"
 
-with ChatCompletionsClient(os.environ.get("PHI_EDGE_MODEL")) as client:
+with ChatCompletionsClient() as client:
     response = client.complete(
         messages=[
             UserMessage(

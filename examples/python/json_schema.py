@@ -1,7 +1,6 @@
 """An answer that is JSON and validates by a schema, whatever the model would like to say."""
 
 import json
-import os
 
 from phi_edge import ChatCompletionsClient
 from phi_edge.models import JsonSchemaFormat, UserMessage
@@ -13,7 +12,7 @@ schema = {
     "additionalProperties": False,
 }
 
-with ChatCompletionsClient(os.environ.get("PHI_EDGE_MODEL")) as client:
+with ChatCompletionsClient() as client:
     response = client.complete(
         messages=[UserMessage(content="What is the capital of France? Answer as JSON.")],
         response_format=JsonSchemaFormat(name="answer", schema=schema, strict=True),

@@ -1,12 +1,11 @@
 """Parameters that the Azure AI model inference API leaves to the model."""
 
 import math
-import os
 
 from phi_edge import ChatCompletionsClient
 from phi_edge.models import UserMessage
 
-with ChatCompletionsClient(os.environ.get("PHI_EDGE_MODEL")) as client:
+with ChatCompletionsClient() as client:
     response = client.complete(
         messages=[UserMessage(content="How many languages are in the world?")],
         max_tokens=200,

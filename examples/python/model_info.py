@@ -1,10 +1,8 @@
 """What the model is."""
 
-import os
-
 from phi_edge import ChatCompletionsClient
 
-with ChatCompletionsClient(os.environ.get("PHI_EDGE_MODEL")) as client:
+with ChatCompletionsClient() as client:
     info = client.get_model_info()
 
 print("Model name:", info.model_name)

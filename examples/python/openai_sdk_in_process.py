@@ -1,7 +1,5 @@
 """The OpenAI SDK as it is, on a model in the same process."""
 
-import os
-
 import httpx
 import openai
 
@@ -9,7 +7,7 @@ import phi_edge
 from phi_edge.api.service import ChatService
 from phi_edge.transports.httpx import LocalTransport
 
-with phi_edge.load_model(os.environ.get("PHI_EDGE_MODEL")) as model:
+with phi_edge.load_model() as model:
     client = openai.OpenAI(
         base_url="http://local/v1",
         api_key="none",

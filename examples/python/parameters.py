@@ -1,11 +1,9 @@
 """How an answer is chosen, and where it ends."""
 
-import os
-
 from phi_edge import ChatCompletionsClient
 from phi_edge.models import ChatCompletionsResponseFormat, UserMessage
 
-with ChatCompletionsClient(os.environ.get("PHI_EDGE_MODEL")) as client:
+with ChatCompletionsClient() as client:
     response = client.complete(
         messages=[UserMessage(content="How many languages are in the world?")],
         temperature=0,

@@ -1,11 +1,9 @@
 """An answer that is shown while it is made."""
 
-import os
-
 from phi_edge import ChatCompletionsClient
 from phi_edge.models import UserMessage
 
-with ChatCompletionsClient(os.environ.get("PHI_EDGE_MODEL")) as client:
+with ChatCompletionsClient() as client:
     stream = client.complete(
         messages=[UserMessage(content="How many languages are in the world?")],
         max_tokens=200,

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Enum)
-V = TypeVar("V", bound="JsonView")
+V = TypeVar("V", bound="JsonObject")
 
 
 class Field(Generic[T]):
@@ -23,13 +23,13 @@ class Field(Generic[T]):
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    def __get__(self, instance: JsonView | None, owner: type) -> T:
+    def __get__(self, instance: JsonObject | None, owner: type) -> T:
         if instance is None:
             return self  # type: ignore[return-value]  # of the class, which nobody asks for
         value = instance.get(self._name)
         return value if value is None else self._read(value)  # type: ignore[return-value]
 
-    def __set__(self, instance: JsonView, value: Any) -> None:
+    def __set__(self, instance: JsonObject, value: Any) -> None:
         instance[self._name] = value
 
     def keep(self, value: Any) -> Any:
@@ -40,7 +40,7 @@ class Field(Generic[T]):
 class Nested(Field[T]):
     """A field that holds an object or several: the attribute and the key give the same ones."""
 
-    def __get__(self, instance: JsonView | None, owner: type) -> T:
+    def __get__(self, instance: JsonObject | None, owner: type) -> T:
         if instance is None:
             return self  # type: ignore[return-value]
         return instance.get(self._name)  # type: ignore[return-value]
@@ -50,7 +50,7 @@ class Nested(Field[T]):
         return self._read(value)
 
 
-class JsonView(MutableMapping[str, Any]):
+class JsonObject(MutableMapping[str, Any]):
     """A JSON object whose fields are keys, and attributes where the class knows them.
 
     Keys that the class does not know are kept. Attributes that are not there are None.
