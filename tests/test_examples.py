@@ -87,22 +87,49 @@ def test_javascript(name: str, javascript: Path, endpoint: dict[str, str]) -> No
     check(javascript / name, run(["node", name], endpoint, javascript))
 
 
+@pytest.fixture(scope="module")
+def csharp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The C# examples, built."""
+    if shutil.which("dotnet") is None:
+        pytest.skip("needs the .NET SDK")
+    folder = tmp_path_factory.mktemp("examples") / "csharp"
+    shutil.copytree(EXAMPLES / "csharp", folder, ignore=shutil.ignore_patterns("bin", "obj"))
+    shutil.copy(EXAMPLES / "chart.png", folder.parent)
+    run(["dotnet", "build", "--nologo"], {}, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(path for path in EXAMPLES.glob("csharp/*.cs") if path.stem != "Program"),
+    ids=lambda path: path.stem,
+)
+def test_csharp(path: Path, csharp: Path, endpoint: dict[str, str]) -> None:
+    check(path, run(["dotnet", "run", "--no-build", "--", in_words(path)], endpoint, csharp))
+
+
+def in_words(path: Path) -> str:
+    """The name of an example; C# files are called `LikeThis.cs`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", path.stem).lower()
+
+
 def check(path: Path, lines: list[str]) -> None:
     """Whether the output says what the bundled model knows."""
     text = "\n".join(lines)
-    if path.stem == "model_info":
+    name = in_words(path)
+    if name == "model_info":
         assert lines == [
             "Model name: phi-edge-tiny",
             "Model type: chat-completions",
             "Provider: phi_edge",
         ]
-    elif path.stem == "content_safety":
+    elif name == "content_safety":
         assert lines[0].startswith("content_filter: ")
-    elif path.stem == "log_probabilities":
+    elif name == "log_probabilities":
         # Every token with a probability near 1.
         assert len(lines) >= 8
         assert re.search(r"\b7\b.*(0\.9|1\.0|9\d|100)", text)
-    elif path.stem == "json_schema":
+    elif name == "json_schema":
         assert lines == ["Paris"]
     else:
         asks_about_an_image = "chart" in path.read_text(encoding="utf-8")

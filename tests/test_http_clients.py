@@ -1,14 +1,18 @@
 """Published clients against the server: what the examples do not show.
 
-C# is here by its wire format alone: `Azure.AI.Inference` 1.0.0-beta writes these bodies and
-headers, and reads these fields (from the package's published serialization code).
+C# is here by its wire format alone: `wire/azure_ai_inference_dotnet.jsonl` has the requests of
+programs on `Azure.AI.Inference` 1.0.0-beta.5, one a line, as they were sent to a server on the same
+machine. `case` says what a request is about. Hosts, request ids and lengths are left out, the key
+is another, and `CHART_PNG` stands for `examples/chart.png` in base64.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,11 +26,10 @@ from langchain_azure_ai.chat_models.inference import AzureAIChatCompletionsModel
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, SecretStr
 
+import phi_edge
 from phi_edge.api.safety import BlockList
 from phi_edge.api.service import ChatService
 
-from .conftest import GoldenSet
-from .helpers.requests import data_url
 from .helpers.serving import serving
 
 # Warnings of these packages about themselves.
@@ -35,88 +38,109 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
 
-KEY = "sesame"
+TESTS = Path(__file__).parent
+KEY = "0123456789abcdef0123456789abcdef"  # that of the recorded requests
 QUESTION = "How many languages are in the world?"
-CSHARP_MESSAGES = [
-    {"content": "You are a helpful assistant.", "role": "system"},
-    {"content": QUESTION, "role": "user"},
-]
-CSHARP_REQUESTS: dict[str, dict[str, Any]] = {
-    "plain": {"messages": CSHARP_MESSAGES, "max_tokens": 6},
-    "parameters": {
-        "messages": CSHARP_MESSAGES,
-        "frequency_penalty": 0.8,
-        "presence_penalty": 0.1,
-        "temperature": 0,
-        "top_p": 1,
-        "max_tokens": 6,
-        "response_format": {"type": "text"},
-        "stop": ["<|endoftext|>"],
-    },
-    "extra parameters": {"messages": CSHARP_MESSAGES, "max_tokens": 6, "logprobs": True},
+
+
+def recorded(name: str) -> dict[str, dict[str, Any]]:
+    """The requests of a client in `wire/`, by what they are about."""
+    chart = base64.b64encode((TESTS.parent / "examples" / "chart.png").read_bytes()).decode()
+    lines = (TESTS / "wire" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    requests = [json.loads(line.replace("CHART_PNG", chart)) for line in lines]
+    return {request["case"]: request for request in requests}
+
+
+CSHARP = recorded("azure_ai_inference_dotnet")
+CSHARP_ANSWERS = {
+    "question": "About 7,000.",
+    "parameters": "About 7,000.",
+    "extra parameters": "About 7,000.",
+    "schema": '{"n": 2}',
+    "tool": None,
+    "image": "The green bar.",
+    "image in low detail": "The green bar.",
 }
 
 
 @pytest.fixture(scope="module")
-def server(service: ChatService) -> Iterator[httpx.Client]:
-    filtered = ChatService(service.model, content_filters=[BlockList(["knife"])])
-    with serving(filtered, api_key=KEY) as client:
-        client.headers["api-key"] = KEY
-        yield client
+def url(service: ChatService) -> Iterator[str]:
+    with serving(service, api_key=KEY) as client:
+        yield str(client.base_url).rstrip("/")
 
 
 @pytest.fixture(scope="module")
-def url(server: httpx.Client) -> str:
-    return str(server.base_url).rstrip("/")
+def bundled() -> Iterator[httpx.Client]:
+    """A server of the bundled model, which knows some answers."""
+    with phi_edge.load_model() as model:
+        service = ChatService(model, content_filters=[BlockList(["knife"])])
+        with serving(service, api_key=KEY) as client:
+            yield client
 
 
-def post_as_csharp(server: httpx.Client, body: dict[str, Any]) -> httpx.Response:
-    headers = {"extra-parameters": "pass-through"} if "logprobs" in body else {}
-    parameters = {"api-version": "2024-05-01-preview"}
-    return server.post("/chat/completions", params=parameters, json=body, headers=headers)
+def send_as_csharp(client: httpx.Client, case: str) -> httpx.Response:
+    request = CSHARP[case]
+    headers = {**request["headers"], "x-ms-client-request-id": case}
+    content = json.dumps(request["body"]) if request["body"] else None
+    reply = client.request(request["method"], request["path"], headers=headers, content=content)
+    assert reply.headers["x-ms-client-request-id"] == case
+    return reply
 
 
-@pytest.mark.parametrize("name", CSHARP_REQUESTS)
-def test_csharp(server: httpx.Client, name: str) -> None:
-    answer = post_as_csharp(server, CSHARP_REQUESTS[name]).raise_for_status().json()
+def test_csharp_info(bundled: httpx.Client) -> None:
+    info = send_as_csharp(bundled, "info").raise_for_status().json()
+    assert info.keys() == {"model_name", "model_type", "model_provider_name"}
+
+
+@pytest.mark.parametrize("case", CSHARP_ANSWERS)
+def test_csharp(bundled: httpx.Client, case: str) -> None:
+    answer = send_as_csharp(bundled, case).raise_for_status().json()
     assert isinstance(answer["id"], str)
     assert isinstance(answer["created"], int)
-    assert answer["usage"]["total_tokens"] == (
-        answer["usage"]["prompt_tokens"] + answer["usage"]["completion_tokens"]
-    )
+    usage = answer["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    # An image of one crop is 313 tokens.
+    assert (usage["prompt_tokens"] > 313) == ("image" in case)
     (choice,) = answer["choices"]
-    assert choice["finish_reason"] == "length"
-    assert choice["message"]["role"] == "assistant"
-    assert choice["message"]["content"]
+    assert choice["finish_reason"] == ("tool_calls" if case == "tool" else "stop")
+    message = choice["message"]
+    assert message["role"] == "assistant"
+    assert message["content"] == CSHARP_ANSWERS[case]
+    for call in message["tool_calls"] or []:
+        assert call["function"]["name"] == "count"
+        assert json.loads(call["function"]["arguments"])["n"] in (1, 2)
+    assert bool(message["tool_calls"]) == (case == "tool")
+    tokens = (choice["logprobs"] or {"content": []})["content"]
+    assert [len(token["top_logprobs"]) for token in tokens] == [2] * len(tokens)
+    assert bool(tokens) == (case == "extra parameters")
 
 
-def test_csharp_stream(server: httpx.Client) -> None:
-    body = {**CSHARP_REQUESTS["plain"], "stream": True}
-    lines = [line for line in post_as_csharp(server, body).text.splitlines() if line]
+def test_csharp_stream(bundled: httpx.Client) -> None:
+    reply = send_as_csharp(bundled, "stream").raise_for_status()
+    lines = [line for line in reply.text.splitlines() if line]
     assert lines[-1] == "data: [DONE]"
     chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
-    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
     assert all({"id", "created", "model", "choices"} <= chunk.keys() for chunk in chunks)
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas[0]["role"] == "assistant"
+    assert "".join(delta["content"] for delta in deltas) == CSHARP_ANSWERS["question"]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert chunks[-1]["usage"] == send_as_csharp(bundled, "question").json()["usage"]
 
 
-def test_csharp_image(server: httpx.Client, compact: GoldenSet) -> None:
-    image = {"image_url": {"url": data_url(compact.image("wide_90x60"))}, "type": "image_url"}
-    content = [{"text": "What is shown?", "type": "text"}, image]
-    body = {"messages": [{"content": content, "role": "user"}], "max_tokens": 6}
-    assert post_as_csharp(server, body).json()["usage"]["prompt_tokens"] > 144
-
-
-def test_csharp_content_safety(server: httpx.Client) -> None:
+@pytest.mark.parametrize(
+    ("case", "code", "param"),
+    [
+        ("content safety", "content_filter", "prompt"),
+        ("wrong temperature", "invalid_request", "temperature"),
+    ],
+)
+def test_csharp_errors(bundled: httpx.Client, case: str, code: str, param: str) -> None:
     """`RequestFailedException.ErrorCode` is the error's code."""
-    body = {"messages": [{"content": "A knife.", "role": "user"}]}
-    refused = post_as_csharp(server, body)
+    refused = send_as_csharp(bundled, case)
     assert refused.status_code == 400
-    assert refused.json()["error"]["code"] == "content_filter"
-
-
-def test_csharp_info(server: httpx.Client) -> None:
-    info = server.get("/info", params={"api-version": "2024-05-01-preview"}).json()
-    assert info.keys() == {"model_name", "model_type", "model_provider_name"}
+    error = refused.json()["error"]
+    assert (error["code"], error["param"]) == (code, param)
 
 
 def test_azure_asynchronous(url: str) -> None:

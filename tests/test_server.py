@@ -82,6 +82,38 @@ def test_bad_bodies(client: httpx.Client) -> None:
     assert error_of(client.post(CHAT, content=deep))["status"] == 400
 
 
+# The client's own id of a request
+
+ASKS_FOR_ITS_ID = {"x-ms-client-request-id": "8d7c", "x-ms-return-client-request-id": "True"}
+
+
+@pytest.mark.parametrize(
+    ("status", "path", "content", "settings"),
+    [
+        (200, "/chat/completions", BODY, {}),
+        (200, "/chat/completions", {**BODY, "stream": True}, {}),
+        (400, "/chat/completions", {**BODY, "max_tokens": -1}, {}),
+        (401, "/chat/completions", BODY, {"api_key": "sesame"}),
+        (404, "/nothing", BODY, {}),
+        (405, "/info", BODY, {}),
+        (413, "/chat/completions", BODY, {"max_body_bytes": 8}),
+        (429, "/chat/completions", BODY, {"max_waiting": 0}),
+    ],
+)
+def test_a_client_gets_its_id_back(
+    service: ChatService, status: int, path: str, content: object, settings: dict[str, Any]
+) -> None:
+    with TestClient(make_app(service, **settings), "http://localhost") as client:
+        reply = client.post(path, json=content, headers=ASKS_FOR_ITS_ID)
+        assert reply.status_code == status
+        assert reply.headers["x-ms-client-request-id"] == "8d7c"
+        for missing in ASKS_FOR_ITS_ID:
+            headers = {**ASKS_FOR_ITS_ID, missing: ""}
+            unasked = client.post(path, json=content, headers=headers)
+            assert unasked.status_code == status
+            assert "x-ms-client-request-id" not in unasked.headers
+
+
 # Who may come in
 
 

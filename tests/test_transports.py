@@ -14,6 +14,7 @@ from azure.ai.inference import ChatCompletionsClient
 from azure.ai.inference.aio import ChatCompletionsClient as AsyncChatCompletionsClient
 from azure.core.credentials import AzureKeyCredential
 from azure.core.exceptions import HttpResponseError
+from azure.core.rest import HttpRequest
 from openai.types.chat import ChatCompletionUserMessageParam
 from pydantic import BaseModel
 from typing_extensions import override
@@ -154,6 +155,37 @@ def test_openai_asynchronous(service: ChatService, openai_client: openai.OpenAI)
             assert "".join(pieces) == whole.choices[0].message.content
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("request_id", "comes_back"),
+    [
+        ("8d7c {'a'}", True),
+        ("~" * 256, True),
+        ("~" * 257, False),
+        ("", False),
+        ("\xe4", False),
+        ("\x00", False),
+        ("8d7c\r\nset-cookie: a=b", False),
+        ("8d7c\n", False),
+    ],
+)
+@pytest.mark.parametrize("path", ["/info", "/nothing"])
+def test_a_client_gets_its_id_back(
+    service: ChatService,
+    path: str,
+    request_id: str,
+    comes_back: bool,  # noqa: FBT001
+) -> None:
+    url = f"http://local{path}"
+    headers = {"x-ms-client-request-id": request_id, "X-MS-Return-Client-Request-Id": "true"}
+    encoded = httpx.Headers(headers, encoding="latin-1")
+    for found in (
+        LocalTransport(service).send(HttpRequest("GET", url, headers=headers)).headers,
+        httpx.Client(transport=HttpxTransport(service)).get(url, headers=encoded).headers,
+    ):
+        assert found.get("x-ms-client-request-id") == (request_id if comes_back else None)
+        assert "set-cookie" not in found
 
 
 @pytest.mark.parametrize("path", ["/chat/completions", "/v1/chat/completions"])

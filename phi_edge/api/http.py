@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from phi_edge.errors import GenerationCancelled, HttpResponseError, PhiEdgeError
 logger = logging.getLogger(__name__)
 
 _DONE = b"data: [DONE]\n\n"
+# What a request may be called by its sender: nothing that could end a header and begin another.
+_REQUEST_ID = re.compile(r"[ -~]{1,256}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,19 @@ class Reply:
     status: int
     headers: Mapping[str, str]
     body: bytes | Iterator[bytes]
+
+
+def returned_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Give the headers of a request that its reply repeats: Azure's clients may ask for their id.
+
+    Args:
+        headers: Those of the request, with names in lower case.
+    """
+    request_id = headers.get("x-ms-client-request-id", "")
+    is_wanted = headers.get("x-ms-return-client-request-id", "").lower() == "true"
+    if not is_wanted or not _REQUEST_ID.fullmatch(request_id):
+        return {}
+    return {"x-ms-client-request-id": request_id}
 
 
 def json_reply(

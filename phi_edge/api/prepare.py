@@ -179,7 +179,7 @@ def _call_schema(tool: Tool) -> dict[str, Any]:
         "type": "object",
         "properties": {
             "name": {"const": tool.function.name},
-            "arguments": tool.function.parameters or {"type": "object"},
+            "arguments": {"type": "object", **(tool.function.parameters or {})},
         },
         "required": ["name", "arguments"],
         "additionalProperties": False,

@@ -18,7 +18,15 @@ from pydantic import Field
 
 from phi_edge.errors import HttpResponseError, PhiEdgeError
 
-from .http import Reply, Request, error_reply, event_reply, json_reply, read_json
+from .http import (
+    Reply,
+    Request,
+    error_reply,
+    event_reply,
+    json_reply,
+    read_json,
+    returned_headers,
+)
 from .parse import ExtraParameters, parse_request
 from .request import ChatRequest
 from .response import Chunk, Completion, ModelCard, ModelDescription, ModelList, Usage
@@ -119,9 +127,11 @@ class Routes:
             cancel: Setting it, from another thread, stops the work.
         """
         try:
-            return find_route(ROUTES, request).answer(self, request, cancel)
+            reply = find_route(ROUTES, request).answer(self, request, cancel)
         except HttpResponseError as error:
-            return error_reply(error)
+            reply = error_reply(error)
+        headers = {**reply.headers, **returned_headers(request.headers)}
+        return dataclasses.replace(reply, headers=headers)
 
     def info(self, _request: Request, _cancel: threading.Event | None) -> Reply:
         """Tell what the model is, as Azure's API does."""

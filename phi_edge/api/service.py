@@ -114,8 +114,7 @@ class ChatService:
         request, generation = job.request, job.generation
         tokenizer, ends = self.model.tokenizer, self.model.manifest.model.eos_token_ids
         filters = [TextFilter(self._preparer.content_filters) for _ in range(request.n)]
-        tools = request.tools if request.may_call_tool else []
-        readers = [CallReader(tools) for _ in range(request.n)]
+        readers = [CallReader(request) for _ in range(request.n)]
         is_started = False
         try:
             with generation, naming_schema(job.schema_field):

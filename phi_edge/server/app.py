@@ -26,7 +26,7 @@ from phi_edge.errors import HttpResponseError
 from .guard import Guard
 from .metrics import Metrics
 from .openapi import make_document
-from .replies import to_response
+from .replies import ReturnedHeaders, to_response
 from .worker import Job, Worker
 
 MAX_BODY_BYTES = 32 * 2**20
@@ -76,7 +76,7 @@ def make_app(
 
     open_paths = {route.path for route in SERVER_ROUTES if not route.needs_key}
     guard = Middleware(Guard, api_key=api_key, open_paths=open_paths, is_local=is_local)
-    app = Starlette(middleware=[guard], lifespan=lifespan)
+    app = Starlette(middleware=[Middleware(ReturnedHeaders), guard], lifespan=lifespan)
     app.router.default = server  # the table has the routes
     return app
 
