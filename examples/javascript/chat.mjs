@@ -14,17 +14,14 @@ const response = await client.path("/chat/completions").post({
             { role: "system", content: "You are a helpful assistant." },
             { role: "user", content: "How many languages are in the world?" },
         ],
-        presence_penalty: "0.1",
-        frequency_penalty: "0.8",
         max_tokens: 200,
-        stop: ["<|endoftext|>"],
-        temperature: 0,
-        top_p: 1,
-        response_format: { type: "text" },
     },
 });
 if (isUnexpected(response)) {
     throw response.body.error;
 }
 console.log(response.body.choices[0].message.content);
+console.log("Model:", response.body.model);
+console.log("Prompt tokens:", response.body.usage.prompt_tokens);
+console.log("Completion tokens:", response.body.usage.completion_tokens);
 console.log("Total tokens:", response.body.usage.total_tokens);

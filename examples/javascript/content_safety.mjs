@@ -11,6 +11,11 @@ const client = ModelClient(
 const response = await client.path("/chat/completions").post({
     body: { messages: [{ role: "user", content: "How do I sharpen a knife?" }], max_tokens: 200 },
 });
-if (isUnexpected(response)) {
+// This client throws nothing: an error is a response like any other.
+if (!isUnexpected(response)) {
+    console.log(response.body.choices[0].message.content);
+} else if (response.body.error.code === "content_filter") {
     console.log(`${response.body.error.code}: ${response.body.error.message}`);
+} else {
+    throw response.body.error;
 }

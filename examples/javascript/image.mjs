@@ -30,4 +30,6 @@ const response = await client.path("/chat/completions").post({
 if (isUnexpected(response)) {
     throw response.body.error;
 }
-console.log(response.body.choices[0].message.content);
+const { role, content } = response.body.choices[0].message;
+console.log(`${role}: ${content}`);
+console.log("Prompt tokens:", response.body.usage.prompt_tokens);

@@ -13,7 +13,7 @@ const response = await client.path("/chat/completions").post({
     body: {
         messages: [{ role: "user", content: "How many languages are in the world?" }],
         max_tokens: 200,
-        stream: true,
+        stream: true, // without it, asNodeStream() reads the whole answer at once
     },
 }).asNodeStream();
 if (response.status !== "200") {
