@@ -125,7 +125,7 @@ class ChatCompletionsClient:
         """Answer a conversation, with the arguments there; cancelling the task ends the work."""
         loaded = await self._client()
         cancel = CancelToken()
-        request = loaded.make_body(body, arguments, stream=stream)
+        request = loaded.make_request(body, arguments, stream=stream)
         answer = await call(lambda: loaded.send(request, cancel), cancel)
         if isinstance(answer, ChatCompletions):
             return answer

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 from typing_extensions import Self, Unpack
 
-from phi_edge.api.parse import parse_request
+from phi_edge.api.request import ChatRequest
 from phi_edge.api.service import ChatService
 from phi_edge.cancel import CancelToken
 from phi_edge.client_options import (
@@ -19,11 +18,11 @@ from phi_edge.client_options import (
     CompleteArguments,
     ModelSource,
     TransportOptions,
-    make_body,
+    make_request,
     read_settings,
 )
 from phi_edge.loaded_model import Model
-from phi_edge.loading import LoadOptions, find_package, load_model
+from phi_edge.loading import BUNDLED_MODEL, LoadOptions, find_package, load_model
 from phi_edge.models import ChatCompletions, ModelInfo, StreamingChatCompletions
 
 logger = logging.getLogger(__name__)
@@ -132,28 +131,22 @@ class ChatCompletionsClient:
             HttpResponseError: The request cannot be answered; it says why.
             TypeError: There is no such argument, or neither a body nor messages.
         """
-        return self.send(self.make_body(body, arguments, stream=stream), CancelToken())
+        return self.send(self.make_request(body, arguments, stream=stream), CancelToken())
 
-    def make_body(
+    def make_request(
         self,
         body: Body | None,
         arguments: CompleteArguments,
         *,
         stream: bool | None,
-    ) -> dict[str, Any]:
-        """Write the request that `complete` would answer, as the API's JSON."""
-        return make_body(body, arguments, self._defaults, stream=stream)
+    ) -> ChatRequest:
+        """Make the request that `complete` would answer."""
+        return make_request(body, arguments, self._defaults, stream=stream)
 
     def send(
-        self, body: Mapping[str, Any], cancel: threading.Event
+        self, request: ChatRequest, cancel: threading.Event
     ) -> ChatCompletions | StreamingChatCompletions:
-        """Answer a request that `make_body` made.
-
-        Args:
-            body: The request as the API's JSON.
-            cancel: Setting it, from another thread, stops the work.
-        """
-        request = parse_request(body)
+        """Answer a request; setting `cancel`, from another thread, stops the work."""
         if request.stream:
             return StreamingChatCompletions(self.service.stream(request, cancel), cancel)
         return ChatCompletions(dict(self.service.complete(request, cancel)))
@@ -163,8 +156,10 @@ def _load(source: str | Path | None, options: LoadOptions) -> Model:
     is_url = str(source).lower().startswith(("http://", "https://"))
     folder = find_package(None if is_url else source)
     model = load_model(folder, **options)
-    note = "; the endpoint is never contacted, PHI_EDGE_MODEL names the package" if is_url else ""
+    note = "; the endpoint is never contacted" if is_url else ""
     logger.info("%s in %s answers%s", model.manifest.name, folder, note)
+    if is_url and folder == BUNDLED_MODEL:
+        logger.warning("phi-edge-tiny is a test model: PHI_EDGE_MODEL names a package of your own")
     return model
 
 

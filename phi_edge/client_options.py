@@ -1,4 +1,4 @@
-"""What a client and its methods take, and the API's JSON that is made of it."""
+"""What a client and its methods take, and the request that is made of it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import IO, Any, Literal, NamedTuple
 from typing_extensions import TypedDict
 
 from phi_edge.api.http import read_json
+from phi_edge.api.parse import parse_request, read_extra_parameters
+from phi_edge.api.request import ChatRequest
 from phi_edge.api.service import ChatService, ServiceOptions
 from phi_edge.errors import HttpResponseError
 from phi_edge.json_object import to_json
@@ -22,7 +24,7 @@ from phi_edge.models import (
     JsonSchemaFormat,
 )
 
-Body = Mapping[str, Any] | IO[bytes] | bytes
+Body = Mapping[str, Any] | IO[bytes] | bytes | bytearray
 Messages = Sequence[ChatRequestMessage | Mapping[str, Any]]
 ResponseFormat = Literal["text", "json_object"] | JsonSchemaFormat | Mapping[str, Any]
 ToolChoice = str | ChatCompletionsToolChoicePreset | ChatCompletionsNamedToolChoice
@@ -32,10 +34,11 @@ ModelSource = str | Path | Model | ChatService
 
 
 class TransportOptions(TypedDict, total=False):
-    """Arguments of the Azure SDK that are about the way to a service.
+    """Arguments of the Azure SDK that are about the connection to a service.
 
-    There is no way here, so they are taken and have no effect. Source: the keywords that the
-    policies and transports of azure-core 1.41 read.
+    There is no connection here, so they are accepted and have no effect. One header has:
+    `extra-parameters`, as the service reads it. Source: the keywords that the policies and
+    transports of azure-core 1.41 read.
     """
 
     api_version: str
@@ -167,7 +170,8 @@ def read_settings(endpoint: ModelSource | None, options: Mapping[str, Any]) -> C
     serving = {name: options[name] for name in ServiceOptions.__optional_keys__ & options.keys()}
     rest = options.keys() - loading.keys() - serving.keys() - _TRANSPORT
     _check_names("the client", rest, _REQUEST - {"messages"})
-    defaults = {name: options[name] for name in rest if options[name] is not None}
+    taken = (*rest, *(options.keys() & {"headers"}))
+    defaults = {name: options[name] for name in taken if options[name] is not None}
     source = defaults.pop("model", None) if endpoint is None else endpoint
     late = dict(loading if isinstance(source, Model | ChatService) else {})
     late |= serving if isinstance(source, ChatService) else {}
@@ -176,51 +180,62 @@ def read_settings(endpoint: ModelSource | None, options: Mapping[str, Any]) -> C
     return ClientSettings(source, loading, serving, defaults)  # type: ignore[arg-type]
 
 
-def make_body(
+def make_request(
     body: Body | None,
     arguments: Mapping[str, Any],
     defaults: Mapping[str, Any],
     *,
     stream: bool | None,
-) -> dict[str, Any]:
-    """Write the request that `complete` is asked for, as the API's JSON.
+) -> ChatRequest:
+    """Make the request that `complete` is asked for.
 
     Raises:
-        HttpResponseError: 400; the body is not JSON.
-        TypeError: There is no such argument, or there is neither a body nor messages.
+        HttpResponseError: 400 or 422; see `parse_request`.
+        TypeError: There is no such argument, or neither a body nor messages.
     """
-    streaming = {} if stream is None else {"stream": stream}
     _check_names("complete", arguments.keys() - _TRANSPORT, _REQUEST)
-    given = {
-        name: value for name, value in arguments.items() if name in _REQUEST and value is not None
-    }
-    if body is not None and given:
+    given = {name: value for name, value in arguments.items() if value is not None}
+    headers = {**defaults.get("headers", {}), **given.get("headers", {})}
+    given = {name: given[name] for name in given.keys() & _REQUEST}
+    if body is None:
+        fields = _fields_of_keywords(given, defaults)
+    elif given:
         raise TypeError("complete takes a body or keywords, not both")
-    fields: dict[str, Any]
-    if body is not None:
-        fields = dict(body if isinstance(body, Mapping) else _read(body))
     else:
-        fields = _with_defaults(given, defaults)
-    written: dict[str, Any] = to_json({**fields, **streaming})
-    return written
+        fields = _fields_of_body(body)
+    if stream is not None:
+        fields["stream"] = stream
+    try:
+        fields = to_json(fields)
+    except RecursionError:
+        raise HttpResponseError(400, "the request is nested too deep") from None
+    names = {name.lower(): value for name, value in headers.items()}
+    return parse_request(fields, read_extra_parameters(names, "pass-through"))
 
 
-def _with_defaults(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _fields_of_keywords(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     if "messages" not in given:
-        raise TypeError("complete needs messages, or a body")
+        raise TypeError("missing required argument: messages, or a body")
     fields = {**defaults, **given}
-    fields.pop("model_extras", None)
+    for name in ("headers", "model_extras"):
+        fields.pop(name, None)
     response_format = fields.get("response_format")
-    if isinstance(response_format, JsonSchemaFormat):
-        fields["response_format"] = {"type": "json_schema", "json_schema": response_format}
-    elif isinstance(response_format, str):
+    if isinstance(response_format, str):
         fields["response_format"] = {"type": response_format}
+    elif isinstance(response_format, Mapping) and "type" not in response_format:
+        fields["response_format"] = {"type": "json_schema", "json_schema": response_format}
     return {**fields, **(given.get("model_extras") or defaults.get("model_extras") or {})}
 
 
-def _read(body: IO[bytes] | bytes) -> Mapping[str, Any]:
-    found = read_json(body if isinstance(body, bytes) else body.read())
-    if not isinstance(found, Mapping):
+def _fields_of_body(body: Body) -> dict[str, Any]:
+    if isinstance(body, Mapping):
+        return dict(body)
+    if hasattr(body, "read"):
+        body = body.read()
+    if not isinstance(body, bytes | bytearray):
+        raise TypeError("a body is a mapping, bytes or a binary file; messages=[...] is a keyword")
+    found = read_json(bytes(body))
+    if not isinstance(found, dict):
         raise HttpResponseError(400, "the request body has to be a JSON object")
     return found
 

@@ -16,7 +16,7 @@ class Field(Generic[T]):
     """A field of the JSON as an attribute: a text, a number, or what is read from one."""
 
     def __init__(self, read: Callable[[Any], T]) -> None:
-        """Take what makes the attribute's value out of the JSON's."""
+        """Take a function from the JSON's value to the attribute's."""
         self._read = read
         self._name = ""
 
@@ -30,11 +30,25 @@ class Field(Generic[T]):
         return value if value is None else self._read(value)  # type: ignore[return-value]
 
     def __set__(self, instance: JsonObject, value: Any) -> None:
-        instance[self._name] = value
+        if value is None:
+            instance.pop(self._name, None)
+        else:
+            instance[self._name] = value
 
-    def keep(self, value: Any) -> Any:
-        """Make what the object keeps of a value."""
+    def stored(self, value: Any) -> Any:
+        """Convert a value to what the object stores."""
         return to_json(value)
+
+
+class TimeField(Field[datetime]):
+    """A time in UTC; the JSON has the seconds since 1970."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda seconds: datetime.fromtimestamp(seconds, timezone.utc))
+
+    def stored(self, value: Any) -> Any:
+        """Convert a time to seconds."""
+        return int(value.timestamp()) if isinstance(value, datetime) else value
 
 
 class Nested(Field[T]):
@@ -45,15 +59,16 @@ class Nested(Field[T]):
             return self  # type: ignore[return-value]
         return instance.get(self._name)  # type: ignore[return-value]
 
-    def keep(self, value: Any) -> Any:
-        """Make the objects."""
+    def stored(self, value: Any) -> Any:
+        """Convert mappings to objects."""
         return self._read(value)
 
 
 class JsonObject(MutableMapping[str, Any]):
     """A JSON object whose fields are keys, and attributes where the class knows them.
 
-    Keys that the class does not know are kept. Attributes that are not there are None.
+    Keys that the class does not know are kept. Attributes that are not there are None, and setting
+    one to None takes it away.
     """
 
     _fields: ClassVar[Mapping[str, Field[Any]]] = {}
@@ -65,8 +80,8 @@ class JsonObject(MutableMapping[str, Any]):
         super().__init_subclass__()
         own = {name: value for name, value in vars(cls).items() if isinstance(value, Field)}
         cls._fields = {**cls._fields, **own}
-        cls._positional = positional
-        cls._constants = constants
+        cls._positional = positional or cls._positional
+        cls._constants = {**cls._constants, **constants}
 
     def __init__(self, *args: Any, **fields: Any) -> None:
         """Take a mapping, or the fields by keyword; those that are None are left out.
@@ -105,7 +120,7 @@ class JsonObject(MutableMapping[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         field = self._fields.get(key)
-        self._kept[key] = to_json(value) if field is None else field.keep(value)
+        self._kept[key] = to_json(value) if field is None else field.stored(value)
 
     def __delitem__(self, key: str) -> None:
         del self._kept[key]
@@ -141,27 +156,25 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def one(kind: type[V]) -> Callable[[Any], V]:
-    """Make what makes an object of a mapping; anything else stays, for others to refuse."""
+def object_of(kind: type[V]) -> Callable[[Any], V]:
+    """Return a function that converts a mapping to an object.
+
+    It gives anything else back as it is: the service says what is wrong with it.
+    """
     return lambda value: (
         kind(value) if isinstance(value, Mapping) and not isinstance(value, kind) else value
     )
 
 
-def each(make: Callable[[Any], T]) -> Callable[[Any], list[T]]:
-    """Make what makes a list of objects, of what makes one of them."""
-    return lambda values: [make(value) for value in values] if _is_list(values) else values
+def list_of(convert: Callable[[Any], T]) -> Callable[[Any], list[T]]:
+    """Return a function that converts each item of a list, and gives anything else back."""
 
+    def convert_all(values: Any) -> Any:
+        return list(map(convert, values)) if isinstance(values, list | tuple) else values
 
-def _is_list(value: object) -> bool:
-    return isinstance(value, list | tuple)
-
-
-def read_time(seconds: float) -> datetime:
-    """Read a time, in UTC."""
-    return datetime.fromtimestamp(seconds, timezone.utc)
+    return convert_all
 
 
 def member_of(kind: type[E]) -> Callable[[str], E | str]:
-    """Make what reads the name of an enum's member; one that the enum does not know stays."""
+    """Return a function from a value to the enum's member; an unknown value stays."""
     return lambda name: kind(name) if name in [member.value for member in kind] else name

@@ -139,6 +139,8 @@ class Model:
         Raises:
             CalibrationError: As in `fit_crops`.
         """
+        if not images:
+            return []
         chosen = [
             auto_crops(*image.size, len(images) + len(cut)) if own is None else own
             for image, own in zip(images, num_crops, strict=True)

@@ -19,7 +19,15 @@ from phi_edge.api.threads import AsyncStream
 from phi_edge.cancel import close
 from phi_edge.errors import GenerationCancelled
 from phi_edge.image.files import ImageSource, to_file
-from phi_edge.json_object import Field, JsonObject, Nested, each, member_of, one, read_time
+from phi_edge.json_object import (
+    Field,
+    JsonObject,
+    Nested,
+    TimeField,
+    list_of,
+    member_of,
+    object_of,
+)
 
 __all__ = [
     "AssistantMessage",
@@ -178,7 +186,7 @@ class TextContentItem(ContentItem, type="text"):
 class ImageContentItem(ContentItem, type="image_url"):
     """An image of a message."""
 
-    image_url = Nested(one(ImageUrl))
+    image_url = Nested(object_of(ImageUrl))
 
     def __init__(self, *args: Any, image: ImageUrl | None = None, **fields: Any) -> None:
         """As the others; earlier versions of the interface called the image's field `image`."""
@@ -190,10 +198,10 @@ class ImageContentItem(ContentItem, type="image_url"):
 def _item(item: Any) -> ContentItem:
     kinds: dict[str, type[ContentItem]] = {"text": TextContentItem, "image_url": ImageContentItem}
     kind = item.get("type") if isinstance(item, Mapping) else None
-    return one(kinds.get(str(kind), ContentItem))(item)
+    return object_of(kinds.get(str(kind), ContentItem))(item)
 
 
-_content: Callable[[Any], str | list[ContentItem]] = each(_item)
+_content: Callable[[Any], str | list[ContentItem]] = list_of(_item)
 
 
 # Tools
@@ -211,7 +219,7 @@ class ChatCompletionsToolDefinition(JsonObject, type="function"):
     """A tool that the model may call."""
 
     type = Field(str)
-    function = Nested(one(FunctionDefinition))
+    function = Nested(object_of(FunctionDefinition))
 
 
 class FunctionCall(JsonObject):
@@ -226,7 +234,7 @@ class ChatCompletionsToolCall(JsonObject, type="function"):
 
     id = Field(str)
     type = Field(str)
-    function = Nested(one(FunctionCall))
+    function = Nested(object_of(FunctionCall))
 
 
 class ChatCompletionsNamedToolChoiceFunction(JsonObject):
@@ -239,7 +247,7 @@ class ChatCompletionsNamedToolChoice(JsonObject, type="function"):
     """The one tool to call."""
 
     type = Field(str)
-    function = Nested(one(ChatCompletionsNamedToolChoiceFunction))
+    function = Nested(object_of(ChatCompletionsNamedToolChoiceFunction))
 
 
 class JsonSchemaFormat(JsonObject):
@@ -282,7 +290,9 @@ class AssistantMessage(ChatRequestMessage, positional="content", role="assistant
     """What the assistant said."""
 
     content = Field[str | None](str)
-    tool_calls = Nested[list[ChatCompletionsToolCall] | None](each(one(ChatCompletionsToolCall)))
+    tool_calls = Nested[list[ChatCompletionsToolCall] | None](
+        list_of(object_of(ChatCompletionsToolCall))
+    )
 
 
 class ToolMessage(ChatRequestMessage, positional="content", role="tool"):
@@ -308,7 +318,9 @@ class ChatResponseMessage(JsonObject):
 
     role = Field(_role)
     content = Field(str)
-    tool_calls = Nested[list[ChatCompletionsToolCall] | None](each(one(ChatCompletionsToolCall)))
+    tool_calls = Nested[list[ChatCompletionsToolCall] | None](
+        list_of(object_of(ChatCompletionsToolCall))
+    )
 
 
 class ChatChoice(JsonObject):
@@ -316,17 +328,17 @@ class ChatChoice(JsonObject):
 
     index = Field(int)
     finish_reason = Field(_reason)
-    message = Nested(one(ChatResponseMessage))
+    message = Nested(object_of(ChatResponseMessage))
 
 
 class ChatCompletions(JsonObject):
     """The answer to a request."""
 
     id = Field(str)
-    created = Field(read_time)
+    created = TimeField()
     model = Field(str)
-    choices = Nested(each(one(ChatChoice)))
-    usage = Nested(one(CompletionsUsage))
+    choices = Nested(list_of(object_of(ChatChoice)))
+    usage = Nested(object_of(CompletionsUsage))
 
     def __str__(self) -> str:
         return json.dumps(self.as_dict(), indent=2)
@@ -336,7 +348,7 @@ class StreamingChatResponseToolCallUpdate(JsonObject):
     """What a chunk says of a tool call."""
 
     id = Field(str)
-    function = Nested(one(FunctionCall))
+    function = Nested(object_of(FunctionCall))
 
 
 class StreamingChatResponseMessageUpdate(JsonObject):
@@ -345,7 +357,7 @@ class StreamingChatResponseMessageUpdate(JsonObject):
     role = Field[ChatRole | str | None](_role)
     content = Field[str | None](str)
     tool_calls = Nested[list[StreamingChatResponseToolCallUpdate] | None](
-        each(one(StreamingChatResponseToolCallUpdate))
+        list_of(object_of(StreamingChatResponseToolCallUpdate))
     )
 
 
@@ -354,17 +366,17 @@ class StreamingChatChoiceUpdate(JsonObject):
 
     index = Field(int)
     finish_reason = Field[CompletionsFinishReason | str | None](_reason)
-    delta = Nested(one(StreamingChatResponseMessageUpdate))
+    delta = Nested(object_of(StreamingChatResponseMessageUpdate))
 
 
 class StreamingChatCompletionsUpdate(JsonObject):
     """A chunk of a streamed answer; the last has the usage."""
 
     id = Field(str)
-    created = Field(read_time)
+    created = TimeField()
     model = Field(str)
-    choices = Nested(each(one(StreamingChatChoiceUpdate)))
-    usage = Nested[CompletionsUsage | None](one(CompletionsUsage))
+    choices = Nested(list_of(object_of(StreamingChatChoiceUpdate)))
+    usage = Nested[CompletionsUsage | None](object_of(CompletionsUsage))
 
 
 class StreamingChatCompletions:

@@ -55,6 +55,10 @@ def test_arguments_are_an_object(service: ChatService) -> None:
     answer = complete(service, tools=[tool], tool_choice="required", max_tokens=80)
     (call,) = answer["choices"][0]["message"]["tool_calls"] or []
     assert call["function"] == {"name": "look", "arguments": '{"at": "Rome"}'}
+    either = {**tool, "function": {"name": "look", "parameters": {"type": ["object", "null"]}}}
+    answer = complete(service, tools=[either], tool_choice="required", max_tokens=40)
+    (call,) = answer["choices"][0]["message"]["tool_calls"] or []
+    assert call["function"]["arguments"].startswith("{")
 
 
 def cut_short(service: ChatService, **fields: Any) -> list[Choice]:
@@ -143,6 +147,7 @@ CUT = CALL.removesuffix('me"}}')
         (CALL, "stop", '{"city": "Rome"}', "tool_calls"),
         (CALL, "length", '{"city": "Rome"}', "length"),
         (CALL[:-1], "length", '{"city": "Rome"}', "length"),
+        (f'{CALL[:-1]}, "why": "it', "length", '{"city": "Rome"}', "length"),
         (CUT, "length", '{"city": "Ro', "length"),
         (CUT, "content_filter", '{"city": "Ro', "content_filter"),
         ('\n{ "name":"weather","arguments":{', "length", "{", "length"),

@@ -141,8 +141,16 @@ def test_a_body_instead_of_keywords(client: ChatCompletionsClient) -> None:
         with pytest.raises(HttpResponseError, match="JSON") as caught:
             client.complete(wrong)
         assert caught.value.status_code == 400
-    with pytest.raises(TypeError, match="needs messages"):
+    with pytest.raises(TypeError, match="missing required argument: messages"):
         client.complete(max_tokens=3)
+    wrong_kinds: list[Any] = [MESSAGES, json.dumps(body), io.StringIO("{}")]
+    for wrong_kind in wrong_kinds:
+        with pytest.raises(TypeError, match="is a keyword"):
+            client.complete(wrong_kind)
+    deep = b"[" * 900 + b"]" * 900
+    with pytest.raises(HttpResponseError, match="nested") as caught:
+        client.complete(b'{"messages": [], "metadata": ' + deep + b"}")
+    assert caught.value.status_code == 400
 
 
 def test_formats_and_tools(client: ChatCompletionsClient) -> None:
@@ -238,9 +246,12 @@ def test_an_endpoint(
         assert client.get_model_info().model_name == "phi-edge-tiny"
         answers = [client.complete(messages=MESSAGES) for _ in range(2)]
         assert answers[0].choices[0].message.content == "About 7,000."
-    (record,) = [record for record in caplog.records if record.name == "phi_edge.client"]
-    assert record.getMessage().startswith(f"phi-edge-tiny in {BUNDLED_MODEL} answers")
-    assert ("never contacted" in record.getMessage()) == str(endpoint).lower().startswith("http")
+    said, *warned = [record for record in caplog.records if record.name == "phi_edge.client"]
+    is_url = str(endpoint).lower().startswith("http")
+    assert said.levelno == logging.INFO
+    assert said.getMessage().startswith(f"phi-edge-tiny in {BUNDLED_MODEL} answers")
+    assert ("never contacted" in said.getMessage()) == is_url
+    assert [record.levelno for record in warned] == ([logging.WARNING] if is_url else [])
 
 
 def test_the_default_package(
@@ -269,6 +280,35 @@ def test_the_sdks_own_objects(client: ChatCompletionsClient) -> None:
     answer = client.complete(messages=messages)
     assert answer.choices == client.complete(messages=MESSAGES).choices
     assert client.complete({"messages": messages, "max_tokens": 6}).choices == answer.choices
+    function = sdk.models.FunctionDefinition(name="look", parameters=SCHEMA)
+    schema: Any = sdk.models.JsonSchemaFormat(name="sea", schema=SCHEMA)
+    fitting = client.complete(messages=messages, response_format=schema, max_tokens=200)
+    assert json.loads(fitting.choices[0].message.content)["sea"] in ("blue", "grey")
+    tools: Any = [sdk.models.ChatCompletionsToolDefinition(function=function)]
+    required: Any = sdk.models.ChatCompletionsToolChoicePreset.REQUIRED
+    called = client.complete(messages=messages, tools=tools, tool_choice=required, max_tokens=200)
+    assert called.choices[0].finish_reason == "tool_calls"
+
+
+def test_extra_parameters_are_what_the_header_says(service: ChatService) -> None:
+    """As the service reads it; without the header they are taken."""
+    client = ChatCompletionsClient(service, max_tokens=2)
+    extras = {"n": 2, "safe_mode": True}
+    with pytest.raises(HttpResponseError, match="extra-parameters: drop") as caught:
+        client.complete(messages=MESSAGES, model_extras=extras)
+    assert caught.value.status_code == 422
+    dropping = {"Extra-Parameters": "drop"}
+    for asked, headers in ((client, dropping), (_with_headers(service, dropping), {})):
+        answer = asked.complete(messages=MESSAGES, model_extras=extras, headers=headers)
+        assert len(answer.choices) == 1
+    with pytest.raises(HttpResponseError, match="n"):
+        client.complete(messages=MESSAGES, model_extras={"n": 2}, headers={"extra-params": "error"})
+    with pytest.raises(HttpResponseError, match="pass-through, drop, error"):
+        client.complete(messages=MESSAGES, headers={"extra-parameters": "maybe"})
+
+
+def _with_headers(service: ChatService, headers: dict[str, str]) -> ChatCompletionsClient:
+    return ChatCompletionsClient(service, headers=headers, max_tokens=2)
 
 
 def test_positions_are_the_sdks(service: ChatService) -> None:

@@ -44,11 +44,13 @@ def make_listener(max_ram_bytes: int | None = None) -> ListeningModel:
     return ListeningModel(MANIFEST, tokenizer, Mock(), max_ram_bytes=max_ram_bytes)
 
 
-def request(model: ListeningModel, *parts: dict[str, Any], **fields: Any) -> phi_edge.Prompt:
+def request(
+    model: ListeningModel, *parts: dict[str, Any], num_crops: int | None = None, **fields: Any
+) -> phi_edge.Prompt:
     """Ask the API about images, and give the prompt that the model gets."""
     content = [*parts, {"type": "text", "text": QUESTION}]
     messages = [{"role": "user", "content": content}]
-    service = ChatService(model, image_policy="all")
+    service = ChatService(model, image_policy="all", num_crops=num_crops)
     service.stream(parse_request(body(messages=messages, **fields)))
     return model.prompts[-1]
 
@@ -178,6 +180,11 @@ def test_what_was_chosen_stays() -> None:
     assert sub_crops(default) == [MANIFEST.model.num_crops]
     with pytest.raises(phi_edge.ImageError, match="at least 1"):
         model.stream(QUESTION, [photo], num_crops=0)
+    with pytest.raises(ValueError, match="num_crops: it is at least 1"):
+        ChatService(model, num_crops=0)
+    for detail, expected in (("low", 1), ("auto", 4), ("high", 15)):
+        answer = request(model, image_part(photo, detail=detail), num_crops=4)
+        assert sub_crops(answer) == [expected]
 
 
 # Less than that

@@ -209,6 +209,20 @@ def _set(target: Any, name: str, value: Any) -> Any:
     return setattr(target, name, value)
 
 
+def _made_answer(m: Any, **fields: Any) -> Any:
+    """An answer as tests of a program make one."""
+    message = m.ChatResponseMessage(role=m.ChatRole.ASSISTANT, content="Hi")
+    choice = m.ChatChoice(index=0, finish_reason="stop", message=message)
+    made = datetime(2024, 1, 1, tzinfo=timezone.utc)
+    usage = m.CompletionsUsage(USAGE)
+    answer = {"id": "a", "created": made, "model": "phi", "choices": [choice], "usage": usage}
+    return m.ChatCompletions(**{**answer, **fields})
+
+
+def _subclass(m: Any) -> Any:
+    return type("Question", (m.UserMessage,), {})
+
+
 # What each gives is shown alike, or is refused with the same words.
 SHOWN: dict[str, Make] = {
     "print a role": lambda m: str(_message(m).role),
@@ -274,6 +288,16 @@ SHOWN: dict[str, Make] = {
         (each["choices"][0]["message"].update(content="Z"), each.choices[0].message.content)
         for each in [_answer(m)]
     ],
+    "an answer that a program makes": _made_answer,
+    "print an answer that a program makes": lambda m: str(_made_answer(m)),
+    "its time": lambda m: (_made_answer(m).created, _made_answer(m)["created"]),
+    "set an attribute to None": lambda m: [
+        (_set(each, "tool_calls", None), each, "tool_calls" in each) for each in [_message(m)]
+    ],
+    "set an attribute to None that is not there": lambda m: [
+        (_set(each, "detail", None), each) for each in [m.ImageUrl(url="data:,")]
+    ],
+    "a class of a program's own": lambda m: (_subclass(m)("Hi"), _subclass(m)(content="Hi")),
     "a question": _question,
     "a question's JSON": lambda m: json.dumps(_question(m).as_dict()),
     "a question's keys": lambda m: list(_question(m)),

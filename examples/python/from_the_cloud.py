@@ -1,4 +1,4 @@
-"""Code for Azure's endpoint with two imports changed; the endpoint is never contacted."""
+"""Code for Azure's endpoint with only its imports changed; the endpoint is never contacted."""
 
 import logging
 import os

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
@@ -26,12 +26,33 @@ IGNORED_FIELDS = frozenset(
     {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier"}
     | {"prompt_cache_key", "modalities"}
 )
+EXTRA_PARAMETERS_HEADER = "extra-parameters"
+# Articles about the Azure SDK for JavaScript call it so.
+_EXTRA_PARAMETERS_SHORT = "extra-params"
 MAX_DEPTH = 100  # of lists and objects inside one another, in one field
 # What an error shows of a request.
 _MAX_LISTED = 5
 _MAX_SHOWN_CHARACTERS = 160
 
 _shorten = functools.partial(shorten, num_characters=_MAX_SHOWN_CHARACTERS)
+
+
+def read_extra_parameters(headers: Mapping[str, str], default: ExtraParameters) -> ExtraParameters:
+    """Read from a request's headers, with names in lower case, what becomes of extra parameters.
+
+    Raises:
+        HttpResponseError: 400; there is no such value.
+    """
+    found = headers.get(EXTRA_PARAMETERS_HEADER, headers.get(_EXTRA_PARAMETERS_SHORT, default))
+    for value in get_args(ExtraParameters):
+        if found.lower() == value:
+            return value  # type: ignore[no-any-return]
+    raise HttpResponseError(
+        400,
+        f"the header {EXTRA_PARAMETERS_HEADER} is one of "
+        f"{', '.join(get_args(ExtraParameters))}, not {_shorten(found)!r}",
+        param=EXTRA_PARAMETERS_HEADER,
+    )
 
 
 def parse_request(body: object, extra_parameters: ExtraParameters = "pass-through") -> ChatRequest:

@@ -7,6 +7,7 @@ import json
 import re
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 
 from .request import ChatRequest, NamedTool
 from .response import FinishReason, FunctionCall, TokenLogprob, ToolCall
@@ -14,6 +15,7 @@ from .safety import ContentFilter
 
 # How a call begins: its name, and its arguments if the text goes so far.
 _CALL = re.compile(r'\{\s*"name"\s*:\s*"([\w.-]+)"(?:\s*,\s*"arguments"\s*:\s*(\{.*))?', re.DOTALL)
+_DECODER = json.JSONDecoder()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +101,8 @@ class CallReader:
         """Read the beginning of a call; one that has to be made may be known without its name."""
         found = _CALL.match(text)
         name, arguments = found.groups() if found else (None, None)
+        with suppress(ValueError, RecursionError):  # whole arguments, and more after them
+            arguments = arguments and arguments[: _DECODER.raw_decode(arguments)[1]]
         if self._must_call:
             name = self._names[0] if len(self._names) == 1 else name
             arguments = arguments or ""
@@ -112,7 +116,7 @@ def _is_cut(text: str, finish_reason: FinishReason | None) -> bool:
     if finish_reason in (None, "stop"):
         return False
     try:
-        json.JSONDecoder().raw_decode(text)
+        _DECODER.raw_decode(text)
     except (ValueError, RecursionError):
         return True
     return False

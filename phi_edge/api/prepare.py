@@ -50,6 +50,7 @@ class Preparer:
     system_role: SystemRole
     content_filters: Sequence[ContentFilter]
     allowed_image_hosts: Collection[str]
+    num_crops: int | None
     max_ttft_ms: float | None
 
     def __post_init__(self) -> None:
@@ -117,7 +118,10 @@ class Preparer:
         """Choose the most sub crops of each image by its `detail`."""
         return self.model.choose_crops(
             images,
-            [DETAIL_CROPS[part.image_url.detail] for part, _ in conversation.images],
+            [
+                DETAIL_CROPS[part.image_url.detail] or self.num_crops
+                for part, _ in conversation.images
+            ],
             text=conversation.text,
             max_tokens=request.token_limit,
             max_ttft_ms=self.max_ttft_ms,
@@ -179,7 +183,7 @@ def _call_schema(tool: Tool) -> dict[str, Any]:
         "type": "object",
         "properties": {
             "name": {"const": tool.function.name},
-            "arguments": {"type": "object", **(tool.function.parameters or {})},
+            "arguments": {**(tool.function.parameters or {}), "type": "object"},
         },
         "required": ["name", "arguments"],
         "additionalProperties": False,

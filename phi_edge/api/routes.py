@@ -12,7 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Annotated, Any, Generic, TypeVar, get_args
+from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import Field
 
@@ -27,14 +27,16 @@ from .http import (
     read_json,
     returned_headers,
 )
-from .parse import ExtraParameters, parse_request
+from .parse import (
+    EXTRA_PARAMETERS_HEADER,
+    ExtraParameters,
+    parse_request,
+    read_extra_parameters,
+)
 from .request import ChatRequest
 from .response import Chunk, Completion, ModelCard, ModelDescription, ModelList, Usage
 from .service import ChatService
 
-EXTRA_PARAMETERS_HEADER = "extra-parameters"
-# Articles about the Azure SDK for JavaScript call it so.
-_EXTRA_PARAMETERS_SHORT = "extra-params"
 # Azure clients are also given endpoints that end so.
 _AZURE_PREFIX = "/models"
 
@@ -165,16 +167,8 @@ class Routes:
 
     def azure_chat(self, request: Request, cancel: threading.Event | None) -> Reply:
         """Answer a conversation as Azure's API does."""
-        short = request.headers.get(_EXTRA_PARAMETERS_SHORT, "error")
-        extra = request.headers.get(EXTRA_PARAMETERS_HEADER, short).lower()
-        if extra not in get_args(ExtraParameters):
-            raise HttpResponseError(
-                400,
-                f"the header {EXTRA_PARAMETERS_HEADER} is one of "
-                f"{', '.join(get_args(ExtraParameters))}, not {extra!r}",
-                param=EXTRA_PARAMETERS_HEADER,
-            )
-        parsed = parse_request(read_json(request.body), extra)  # type: ignore[arg-type]
+        extra = read_extra_parameters(request.headers, "error")
+        parsed = parse_request(read_json(request.body), extra)
         return self._chat(parsed, cancel, lambda chunks: chunks)
 
     def openai_chat(self, request: Request, cancel: threading.Event | None) -> Reply:

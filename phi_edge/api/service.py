@@ -26,6 +26,7 @@ class ServiceOptions(TypedDict, total=False):
     system_role: SystemRole
     content_filters: Sequence[ContentFilter]
     allowed_image_hosts: Collection[str]
+    num_crops: int | None
     max_ttft_ms: float | None
 
 
@@ -46,6 +47,7 @@ class ChatService:
         system_role: SystemRole = "user",
         content_filters: Sequence[ContentFilter] = (),
         allowed_image_hosts: Collection[str] = (),
+        num_crops: int | None = None,
         max_ttft_ms: float | None = None,
     ) -> None:
         """Set up the service.
@@ -56,17 +58,24 @@ class ChatService:
             system_role: What system messages become; see there.
             content_filters: Checked on every prompt and completion.
             allowed_image_hosts: Hosts from which image URLs may be fetched.
+            num_crops: Most sub crops of an image whose `detail` is "auto"; by the image's size
+                when None (see `phi_edge.image.crops.auto_crops`).
             max_ttft_ms: Gives images fewer crops than their `detail` says, until the first token
                 is predicted to come within so many milliseconds; see `Model.fit_crops`.
 
         Raises:
+            ValueError: `num_crops` is below 1.
             CalibrationError: `max_ttft_ms` is given, and the machine was not calibrated.
         """
+        if num_crops is not None and num_crops < 1:
+            raise ValueError(f"num_crops: it is at least 1, not {num_crops}")
         if max_ttft_ms is not None:
             model.speed_profile  # noqa: B018 - rather here than at the first request
         self.model = model
         filters, hosts = tuple(content_filters), frozenset(allowed_image_hosts)
-        self._preparer = Preparer(model, image_policy, system_role, filters, hosts, max_ttft_ms)
+        self._preparer = Preparer(
+            model, image_policy, system_role, filters, hosts, num_crops, max_ttft_ms
+        )
 
     @property
     def model_name(self) -> str:

@@ -14,7 +14,13 @@ from phi_edge.image.files import open_image
 from phi_edge.loaded_model import Model
 from phi_edge.text.prompt import chat_text, image_tags
 
-from .options import generation_options, loading_options, model_option, ttft_option
+from .options import (
+    crops_option,
+    generation_options,
+    loading_options,
+    model_option,
+    ttft_option,
+)
 
 
 @click.command()
@@ -27,11 +33,7 @@ from .options import generation_options, loading_options, model_option, ttft_opt
     multiple=True,
     help="Image to talk about; may be repeated.",
 )
-@click.option(
-    "--num-crops",
-    type=click.IntRange(min=1),
-    help="Most crops an image; by its size when not given.",
-)
+@crops_option
 @click.option("--system", help="System message.")
 @generation_options
 @ttft_option

@@ -18,7 +18,11 @@ from phi_edge.loading import BUNDLED_MODEL, ENGINES, LoadOptions, load_model
 Command = Callable[..., Any]
 
 package_argument = click.argument(
-    "model_path", metavar="[PACKAGE]", type=click.Path(path_type=Path), default=BUNDLED_MODEL
+    "model_path",
+    metavar="[PACKAGE]",
+    type=click.Path(path_type=Path),
+    envvar="PHI_EDGE_MODEL",
+    default=BUNDLED_MODEL,
 )
 provider_option = click.option(
     "--provider",
@@ -37,6 +41,11 @@ model_option = click.option(
     type=click.Path(path_type=Path),
     envvar="PHI_EDGE_MODEL",
     help="Package folder; the bundled phi-edge-tiny, a test model, when not given.",
+)
+crops_option = click.option(
+    "--num-crops",
+    type=click.IntRange(min=1),
+    help="Most crops an image; by its size when not given.",
 )
 ttft_option = click.option(
     "--max-ttft-ms",

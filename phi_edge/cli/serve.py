@@ -11,11 +11,12 @@ import click
 
 from phi_edge.loaded_model import Model
 
-from .options import loading_options, model_option, ttft_option
+from .options import crops_option, loading_options, model_option, ttft_option
 
 
 @click.command()
 @model_option
+@crops_option
 @ttft_option
 @loading_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind to.")

@@ -24,7 +24,8 @@ def lower_crops(
     """
     free = can_be_fewer or [True] * len(sizes)
     chosen = list(num_crops)
-    for limit in range(max(num_crops, default=1), 0, -1):
+    highest = max((own for own, is_free in zip(num_crops, free, strict=True) if is_free), default=1)
+    for limit in range(highest, 0, -1):
         fewer = [
             min(limit, own) if is_free else own
             for own, is_free in zip(num_crops, free, strict=True)
