@@ -125,8 +125,9 @@ class ChatCompletionsClient:
         """Answer a conversation, with the arguments there; cancelling the task ends the work."""
         loaded = await self._client()
         cancel = CancelToken()
-        request = loaded.make_request(body, arguments, stream=stream)
-        answer = await call(lambda: loaded.send(request, cancel), cancel)
+        answer = await call(
+            lambda: loaded.answer(body, arguments, stream=stream, cancel=cancel), cancel
+        )
         if isinstance(answer, ChatCompletions):
             return answer
         return AsyncStreamingChatCompletions(answer, cancel)

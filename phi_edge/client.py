@@ -9,7 +9,6 @@ from typing import Literal, overload
 
 from typing_extensions import Self, Unpack
 
-from phi_edge.api.request import ChatRequest
 from phi_edge.api.service import ChatService
 from phi_edge.cancel import CancelToken
 from phi_edge.client_options import (
@@ -131,22 +130,18 @@ class ChatCompletionsClient:
             HttpResponseError: The request cannot be answered; it says why.
             TypeError: There is no such argument, or neither a body nor messages.
         """
-        return self.send(self.make_request(body, arguments, stream=stream), CancelToken())
+        return self.answer(body, arguments, stream=stream, cancel=CancelToken())
 
-    def make_request(
+    def answer(
         self,
         body: Body | None,
         arguments: CompleteArguments,
         *,
         stream: bool | None,
-    ) -> ChatRequest:
-        """Make the request that `complete` would answer."""
-        return make_request(body, arguments, self._defaults, stream=stream)
-
-    def send(
-        self, request: ChatRequest, cancel: threading.Event
+        cancel: threading.Event,
     ) -> ChatCompletions | StreamingChatCompletions:
-        """Answer a request; setting `cancel`, from another thread, stops the work."""
+        """Answer as `complete` does; setting `cancel`, from another thread, stops the work."""
+        request = make_request(body, arguments, self._defaults, stream=stream)
         if request.stream:
             return StreamingChatCompletions(self.service.stream(request, cancel), cancel)
         return ChatCompletions(dict(self.service.complete(request, cancel)))
