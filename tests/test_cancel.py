@@ -66,12 +66,16 @@ def test_a_cancelled_chunk_is_run_again(
     engine, ids = own_engine, random_ids(400)
     engine.decoder = session = Intercepted(engine.decoder)
     run = fresh.start(Prompt(ids[:100]))
-    session.intercept = once(never_ending, num_before=1)
-    token, timer = cancel_soon()
+    token = CancelToken()
+
+    def cancel_within(options: Any, run: Callable[[], Any]) -> None:
+        threading.Timer(0.02, token.set).start()
+        never_ending(options, run)
+
+    session.intercept = once(cancel_within, num_before=1)
     no_features = np.empty((0, engine.model.hidden_size), np.float32)
     with pytest.raises(GenerationCancelled):
         run.extend(ids[100:], no_features, token)
-    timer.join()
     assert run.num_cached == 100 + engine.chunk_size
     run.extend(ids[:0], no_features)
     expected = model.start(Prompt(ids)).logits
