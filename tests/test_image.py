@@ -16,7 +16,7 @@ from PIL import Image
 import phi_edge
 from phi_edge import ImageError
 from phi_edge.image.crops import hd_image
-from phi_edge.image.files import open_image
+from phi_edge.image.files import open_image, read_size
 
 from .conftest import GOLDEN
 
@@ -53,6 +53,17 @@ def test_too_long_and_thin(model: phi_edge.Model) -> None:
 def test_no_pixels(model: phi_edge.Model) -> None:
     with pytest.raises(ImageError, match="no pixels"):
         model.preprocess(Image.new("RGB", (0, 10)))
+
+
+def test_the_size_of_an_image_that_cannot_be_opened(tmp_path: Path) -> None:
+    """Looking at the size says what opening the image says."""
+    (tmp_path / "text").write_text("no image")
+    for path in (tmp_path, tmp_path / "nothing", tmp_path / "text", tmp_path / ("x" * 300)):
+        with pytest.raises(phi_edge.ImageError) as opening:
+            open_image(path)
+        with pytest.raises(phi_edge.ImageError) as reading:
+            read_size(path)
+        assert str(reading.value) == str(opening.value)
 
 
 @pytest.mark.parametrize("num_crops", [0, -4])

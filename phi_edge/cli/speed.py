@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-from PIL import ExifTags
 
 from phi_edge import package
 from phi_edge.engine.probe import resolve_provider
-from phi_edge.image.files import decoding, read_header
+from phi_edge.image.files import read_size
 
 from .options import json_option, package_argument, provider_option, threads_option
 from .show import show, show_facts
 
 # Lengths that a profile is fitted to, and tokens that are decoded after each.
 _PROFILE_LENGTHS, _NUM_DECODED = (256, 1280), 16
-# EXIF orientations of images that are turned by 90 degrees.
-_SIDEWAYS = (5, 6, 7, 8)
 
 
 @click.command()
@@ -71,17 +68,9 @@ def estimate(
     manifest = package.read_manifest(model_path)
     package.check_files(model_path, manifest)
     resolved = resolve_provider(provider, manifest.provider)
-    sizes = [_read_size(path) for path in image_paths]
+    sizes = [read_size(path) for path in image_paths]
     facts = estimate(manifest, prompt_tokens, image_sizes=sizes, provider=resolved, **request)
     show(facts, as_json=as_json)
-
-
-def _read_size(path: Path) -> tuple[int, int]:
-    """Read the width and height in pixels that an image file has once it is upright."""
-    with path.open("rb") as file, decoding(str(path)):
-        header = read_header(file, str(path))
-        orientation = header.getexif().get(ExifTags.Base.Orientation, 1)
-        return header.size[::-1] if orientation in _SIDEWAYS else header.size
 
 
 @click.command()

@@ -28,6 +28,8 @@ _DEFAULT_MAX_PIXELS = 2**26
 _PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 # Some photos are several JPEGs in a file.
 _SAME_FORMATS = {"MPO": "JPEG"}
+# EXIF orientations of images that are turned by 90 degrees.
+_SIDEWAYS = (5, 6, 7, 8)
 _ADDRESS = re.compile(r"data:|\w+://")
 _MAX_SHOWN_CHARACTERS = 200
 # What errors call an image that is no file.
@@ -51,8 +53,7 @@ def to_image(source: ImageSource) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         with decoding("the image"):
-            is_upright = source.getexif().get(ExifTags.Base.Orientation, 1) == 1
-            return source if is_upright else ImageOps.exif_transpose(source)
+            return source if _orientation(source) == 1 else ImageOps.exif_transpose(source)
     if isinstance(source, bytes):
         return open_image(io.BytesIO(source))
     if isinstance(source, str | Path):
@@ -149,10 +150,37 @@ def open_image(source: Path | BinaryIO) -> Image.Image:
     """
     if not isinstance(source, Path):
         return decode_image(read_header(source))
-    name = shorten(str(source), _MAX_SHOWN_CHARACTERS)
+    with _opening(source) as (file, name):
+        return decode_image(read_header(file, name), name)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Read the width and height in pixels that an image file has once it is upright.
+
+    Raises:
+        ImageError: As in `open_image`; its pixels are not looked at.
+    """
+    with _opening(path) as (file, name), decoding(name):
+        header = read_header(file, name)
+        return header.size[::-1] if _orientation(header) in _SIDEWAYS else header.size
+
+
+def _orientation(image: Image.Image) -> int:
+    orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return orientation
+
+
+@contextmanager
+def _opening(path: Path) -> Iterator[tuple[BinaryIO, str]]:
+    """Open an image file, and tell what errors call it.
+
+    Raises:
+        ImageError: It cannot be opened.
+    """
+    name = shorten(str(path), _MAX_SHOWN_CHARACTERS)
     try:
-        with source.open("rb") as file:
-            return decode_image(read_header(file, name), name)
+        with path.open("rb") as file:
+            yield file, name
     except FileNotFoundError:
         raise ImageError(f"there is no image at {name}") from None
     except OSError as error:
