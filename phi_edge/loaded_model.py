@@ -364,15 +364,16 @@ class Model:
         question = image_tags(len(opened)) + plain_text(self.tokenizer, text)
         turns = chat_text([("user", question)])
         uncut = [image for image in opened if not isinstance(image, ImageCrops)]
-        chosen = self.choose_crops(
-            uncut,
-            [num_crops] * len(uncut),
-            cut=[image for image in opened if isinstance(image, ImageCrops)],
-            text=turns,
-            max_tokens=options.max_tokens,
-            max_ttft_ms=max_ttft_ms,
+        most = iter(
+            self.choose_crops(
+                uncut,
+                [num_crops] * len(uncut),
+                cut=[image for image in opened if isinstance(image, ImageCrops)],
+                text=turns,
+                max_tokens=options.max_tokens,
+                max_ttft_ms=max_ttft_ms,
+            )
         )
-        most = iter(chosen)
         crops = [
             image if isinstance(image, ImageCrops) else self.preprocess(image, next(most))
             for image in opened

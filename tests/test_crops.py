@@ -261,6 +261,12 @@ def test_estimate_reads_the_size_of_an_image(compact_fp32: Path, tmp_path: Path)
     assert low["crops"] == 2
 
 
+def test_commands_take_the_name_of_a_model() -> None:
+    for command in (("info", "PHI-EDGE-TINY"), ("doctor", "--model", "phi-edge-tiny")):
+        done = run_cli(*command, "--json")
+        assert done.returncode == 0, done.stderr
+
+
 def test_estimate_without_sizes_takes_the_most() -> None:
     for num_images, total_crops in ((0, 0), (1, 17), (3, 15)):
         assert estimate(MANIFEST, 50, num_images=num_images)["crops"] == total_crops

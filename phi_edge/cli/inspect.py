@@ -13,7 +13,7 @@ from phi_edge import package
 from phi_edge.engine.probe import choose_provider
 from phi_edge.errors import ProviderError
 from phi_edge.image.crops import CROP_SIZE, count_tokens
-from phi_edge.loading import BUNDLED_MODEL
+from phi_edge.loading import find_package
 
 from .options import json_option, model_option, package_argument
 from .show import show
@@ -85,7 +85,7 @@ def doctor(*, model_path: Path | None, as_json: bool) -> None:
     """
     from phi_edge.engine.doctor import examine
 
-    found = examine(package.read_manifest(model_path or BUNDLED_MODEL).provider)
+    found = examine(package.read_manifest(find_package(model_path)).provider)
     facts = dataclasses.asdict(found) | {"is_well": found.is_well}
     show(facts if as_json else found.summary(), as_json=as_json)
     sys.exit(0 if found.is_well else 1)

@@ -13,7 +13,7 @@ import click
 from phi_edge.engine.probe import AUTO
 from phi_edge.engine.providers import PROVIDERS
 from phi_edge.generation.options import GenerationOptions, SharedOptions
-from phi_edge.loading import BUNDLED_MODEL, ENGINES, LoadOptions, load_model
+from phi_edge.loading import ENGINES, LoadOptions, find_package, load_model
 
 Command = Callable[..., Any]
 
@@ -21,8 +21,8 @@ package_argument = click.argument(
     "model_path",
     metavar="[PACKAGE]",
     type=click.Path(path_type=Path),
-    envvar="PHI_EDGE_MODEL",
-    default=BUNDLED_MODEL,
+    required=False,
+    callback=lambda _context, _parameter, source: find_package(source),
 )
 provider_option = click.option(
     "--provider",
@@ -40,7 +40,7 @@ model_option = click.option(
     "model_path",
     type=click.Path(path_type=Path),
     envvar="PHI_EDGE_MODEL",
-    help="Package folder; the bundled phi-edge-tiny, a test model, when not given.",
+    help="Package folder, or a model's name; the bundled phi-edge-tiny, a test model, without it.",
 )
 crops_option = click.option(
     "--num-crops",
