@@ -53,15 +53,16 @@ class ChatCompletionsClient:
             TypeError: There is no such argument, or it comes too late for a loaded model.
             PackageError, ProviderError, EngineError: See `load_model`.
         """
-        source, loading, serving, self._defaults = read_settings(endpoint, options)
+        self._settings = read_settings(endpoint, options)
         self._owned: Model | None = None
+        source = self._settings.source
         if isinstance(source, ChatService):
             self.service = source
             return
         if not isinstance(source, Model):
-            source = self._owned = _load(source, loading)
+            source = self._owned = _load(source, self._settings.loading)
         try:
-            self.service = ChatService(source, **serving)
+            self.service = ChatService(source, **self._settings.serving)
         except BaseException:
             self.close()
             raise
@@ -141,7 +142,7 @@ class ChatCompletionsClient:
         cancel: threading.Event,
     ) -> ChatCompletions | StreamingChatCompletions:
         """Answer as `complete` does; setting `cancel`, from another thread, stops the work."""
-        request = make_request(body, arguments, self._defaults, stream=stream)
+        request = make_request(body, arguments, self._settings, stream=stream)
         if request.stream:
             return StreamingChatCompletions(self.service.stream(request, cancel), cancel)
         return ChatCompletions(dict(self.service.complete(request, cancel)))

@@ -152,12 +152,16 @@ _REQUEST = CompleteArguments.__optional_keys__ - _TRANSPORT
 
 
 class ClientSettings(NamedTuple):
-    """A client's options, by what takes them: `load_model`, `ChatService` and `complete`."""
+    """A client's options, by what takes them: `load_model`, `ChatService` and `complete`.
+
+    The headers are those of every request.
+    """
 
     source: ModelSource | None
     loading: LoadOptions
     serving: ServiceOptions
     defaults: Mapping[str, Any]
+    headers: Mapping[str, str]
 
 
 def read_settings(endpoint: ModelSource | None, options: Mapping[str, Any]) -> ClientSettings:
@@ -170,20 +174,20 @@ def read_settings(endpoint: ModelSource | None, options: Mapping[str, Any]) -> C
     serving = {name: options[name] for name in ServiceOptions.__optional_keys__ & options.keys()}
     rest = options.keys() - loading.keys() - serving.keys() - _TRANSPORT
     _check_names("the client", rest, _REQUEST - {"messages"})
-    taken = (*rest, *(options.keys() & {"headers"}))
-    defaults = {name: options[name] for name in taken if options[name] is not None}
+    defaults = {name: options[name] for name in rest if options[name] is not None}
     source = defaults.pop("model", None) if endpoint is None else endpoint
     late = dict(loading if isinstance(source, Model | ChatService) else {})
     late |= serving if isinstance(source, ChatService) else {}
     if late:
         raise TypeError(f"the model is loaded already, without {', '.join(sorted(late))}")
-    return ClientSettings(source, loading, serving, defaults)  # type: ignore[arg-type]
+    headers = options.get("headers") or {}
+    return ClientSettings(source, loading, serving, defaults, headers)  # type: ignore[arg-type]
 
 
 def make_request(
     body: Body | None,
     arguments: Mapping[str, Any],
-    defaults: Mapping[str, Any],
+    settings: ClientSettings,
     *,
     stream: bool | None,
 ) -> ChatRequest:
@@ -194,50 +198,48 @@ def make_request(
         TypeError: There is no such argument, or neither a body nor messages.
     """
     _check_names("complete", arguments.keys() - _TRANSPORT, _REQUEST)
-    given = {name: value for name, value in arguments.items() if value is not None}
-    headers = {**defaults.get("headers", {}), **given.get("headers", {})}
-    given = {name: given[name] for name in given.keys() & _REQUEST}
+    given = {
+        name: arguments[name] for name in arguments.keys() & _REQUEST if arguments[name] is not None
+    }
     if body is None:
-        fields = _fields_of_keywords(given, defaults)
+        fields: Any = _fields_of_keywords(given, settings.defaults)
     elif given:
         raise TypeError("complete takes a body or keywords, not both")
     else:
         fields = _fields_of_body(body)
-    if stream is not None:
-        fields["stream"] = stream
+    if stream is not None and isinstance(fields, Mapping):
+        fields = {**fields, "stream": stream}
     try:
         fields = to_json(fields)
     except RecursionError:
         raise HttpResponseError(400, "the request is nested too deep") from None
-    names = {name.lower(): value for name, value in headers.items()}
-    return parse_request(fields, read_extra_parameters(names, "pass-through"))
+    headers = {**settings.headers, **(arguments.get("headers") or {})}
+    headers = {name.lower(): value for name, value in headers.items()}
+    return parse_request(fields, read_extra_parameters(headers, "pass-through"))
 
 
 def _fields_of_keywords(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     if "messages" not in given:
         raise TypeError("missing required argument: messages, or a body")
     fields = {**defaults, **given}
-    for name in ("headers", "model_extras"):
-        fields.pop(name, None)
+    extras = given.get("model_extras") or defaults.get("model_extras") or {}
+    fields.pop("model_extras", None)
     response_format = fields.get("response_format")
     if isinstance(response_format, str):
         fields["response_format"] = {"type": response_format}
     elif isinstance(response_format, Mapping) and "type" not in response_format:
         fields["response_format"] = {"type": "json_schema", "json_schema": response_format}
-    return {**fields, **(given.get("model_extras") or defaults.get("model_extras") or {})}
+    return {**fields, **extras}
 
 
-def _fields_of_body(body: Body) -> dict[str, Any]:
+def _fields_of_body(body: Body) -> object:
     if isinstance(body, Mapping):
-        return dict(body)
+        return body
     if hasattr(body, "read"):
         body = body.read()
     if not isinstance(body, bytes | bytearray):
         raise TypeError("a body is a mapping, bytes or a binary file; messages=[...] is a keyword")
-    found = read_json(bytes(body))
-    if not isinstance(found, dict):
-        raise HttpResponseError(400, "the request body has to be a JSON object")
-    return found
+    return read_json(bytes(body))
 
 
 def _check_names(owner: str, names: Iterable[str], known: frozenset[str]) -> None:

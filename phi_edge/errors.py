@@ -185,13 +185,14 @@ class HttpResponseError(PhiEdgeError):
     ) -> None:
         """Take the status and, in plain words, what was wrong and what to do."""
         self.__class__ = _azure_class(type(self), status_code)
-        code = code or HTTPStatus(status_code).phrase.lower().replace(" ", "_")
+        reason = HTTPStatus(status_code).phrase
+        code = code or reason.lower().replace(" ", "_")
         error = ErrorDetail(code, message)
         super().__init__(str(error))  # azure-core's sets attributes too, some of them to None
         self.error = error
         self.message = str(error)
         self.status_code = status_code
-        self.reason = HTTPStatus(status_code).phrase
+        self.reason = reason
         self.code = code
         self.param = param
         self.headers = dict(headers or {})
@@ -205,12 +206,8 @@ class HttpResponseError(PhiEdgeError):
         self.body: dict[str, Any] = {"error": said}
         if detail is not None:
             self.body["detail"] = detail
-        self.response = ErrorResponse(
-            status_code,
-            self.reason,
-            {"content-type": "application/json", **self.headers},
-            self.body,
-        )
+        sent = {"content-type": "application/json", **self.headers}
+        self.response = ErrorResponse(status_code, reason, sent, self.body)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle what it was made of: the other process may have imported azure-core, or not."""
