@@ -20,6 +20,7 @@ from phi_edge.client_options import (
     make_request,
     read_settings,
 )
+from phi_edge.engine.probe import AUTO
 from phi_edge.loaded_model import Model
 from phi_edge.loading import BUNDLED_MODEL, LoadOptions, find_package, load_model
 from phi_edge.models import ChatCompletions, ModelInfo, StreamingChatCompletions
@@ -150,7 +151,7 @@ class ChatCompletionsClient:
 
 def _load(source: str | Path | None, options: LoadOptions) -> Model:
     is_url = str(source).lower().startswith(("http://", "https://"))
-    folder = find_package(None if is_url else source)
+    folder = find_package(None if is_url else source, options.get("provider", AUTO))
     model = load_model(folder, **options)
     note = "; the endpoint is never contacted" if is_url else ""
     logger.info("%s in %s answers%s", model.manifest.name, folder, note)

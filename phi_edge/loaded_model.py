@@ -45,7 +45,7 @@ class Model:
 
     def __init__(
         self,
-        manifest: package.Manifest,
+        manifest: package.Package,
         tokenizer: Tokenizer,
         engine: Engine,
         prefix_cache_bytes: int = PREFIX_CACHE_BYTES,

@@ -6,6 +6,7 @@ A larger set of the same kind, with the real tokenizer, is read from `../shared`
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -125,6 +126,21 @@ def export_compact(compact_checkpoint: Path, tmp_path_factory: pytest.TempPathFa
         return target
 
     return export
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Copies of the packages in `published/` that can be run; each once a session."""
+    from .helpers.published import copy_published
+
+    folder = tmp_path_factory.mktemp("published")
+    return functools.cache(lambda name: copy_published(name, folder / name))
+
+
+@pytest.fixture
+def published_copy(published: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy of one of them, for the CPU, that a test may damage."""
+    return Path(shutil.copytree(published("tiny-3.5-cpu"), tmp_path / "package"))
 
 
 @pytest.fixture(scope="session")

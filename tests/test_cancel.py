@@ -124,7 +124,7 @@ def test_an_image_is_cancelled_and_encoded_again(
     fresh: phi_edge.Model, own_engine: OrtEngine, model: phi_edge.Model
 ) -> None:
     engine, crops = own_engine, model.preprocess(Image.new("RGB", (50, 90), "red"))
-    engine.vision = Intercepted(engine.vision, once(never_ending))
+    engine.vision.session = Intercepted(engine.vision.session, once(never_ending))
     token, timer = cancel_soon()
     prompt = fresh.encode_prompt("<|image_1|>What is it?", [crops])
     with pytest.raises(GenerationCancelled):

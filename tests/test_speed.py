@@ -10,17 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import phi_edge
+from benchmarks import published_package
 from benchmarks.speed.cases import CASES, Bench
 from benchmarks.speed.compare_commits import find_regressions
 from benchmarks.speed.report import Row, collect_rows, format_markdown, write_into
 from benchmarks.speed.sides import Side, Spec, UnknownTaskError, read_sides
 from benchmarks.speed.workers.protocol import count_image_tokens
+from benchmarks.synthetic_checkpoint import FULL_SIZE
 from benchmarks.synthetic_package import builder_recipe, write_package
 from phi_edge.cli import cli
 from phi_edge.image.crops import CROP_SIZE, count_tokens
 from phi_edge.loading import BUNDLED_MODEL
+from phi_edge.package import PublishedPackage, read_package
 from quantize import Recipe, make_recipe
 
 from .conftest import GOLDEN
@@ -155,3 +159,39 @@ def test_bench_command() -> None:
     table = CliRunner().invoke(cli, command).output
     assert "40 tokens" in table
     assert "GB" in table
+
+
+def test_a_package_like_a_published_one(tmp_path: Path) -> None:
+    """With more layers than its template, and sizes that are neither the template's nor real."""
+    tower = {
+        **json.loads((GOLDEN / "checkpoint" / "config.json").read_text())["img_processor"],
+        "image_dim_out": 64,
+    }
+    tower["vision_config"] |= {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 5,
+    }
+    config = FULL_SIZE | {
+        "hidden_size": 288,
+        "intermediate_size": 352,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 3,
+        "vocab_size": 544,
+        "max_position_embeddings": 6000,
+        "img_processor": tower,
+    }
+    published_package.write_package(tmp_path, config, all_crops=True)
+    described = read_package(tmp_path)
+    assert isinstance(described, PublishedPackage)
+    assert (described.model.context_length, described.model.original_context_length) == (6000, 4096)
+    assert (described.model.num_hidden_layers, described.min_crops) == (4, 17)
+    with phi_edge.load_model(tmp_path) as model:
+        crops = model.preprocess(Image.effect_noise((300, 300), 50).convert("RGB"), 1)
+        features = model.encode_image(crops)
+        assert features.shape == (crops.num_tokens, 288)
+        run = model.start(phi_edge.Prompt(np.r_[5, np.full(crops.num_tokens, -1), 7], (crops,)))
+        assert np.isfinite(run.logits).all()
+        assert run.logits.std() > 0.1

@@ -128,10 +128,9 @@ def vision(bench: Bench) -> None:
 
 def _photo(bench: Bench, rows: int, columns: int) -> None:
     grid = {"rows": rows, "columns": columns}
-    sides = bench.prepare("question", seed=0, num_tokens=1, **grid)
+    sides = bench.prepare("question", seed=0, num_tokens=1, rows=1, columns=1)
     for number, side in bench.turns(sides):
-        figures = side.ask("question", seed=number + 1, num_tokens=1, **grid)
-        bench.record(side, number, {"first_token_s": figures["first_token_s"]})
+        bench.record(side, number, side.ask("question", seed=number + 1, num_tokens=1, **grid))
 
 
 def photo(bench: Bench) -> None:

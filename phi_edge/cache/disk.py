@@ -23,7 +23,7 @@ from phi_edge.cache.file import TEMPORARY_PREFIX, CacheFile, write_cache_file
 from phi_edge.cache.memory import count_common_tokens
 from phi_edge.engine.base import Engine, Features, Run
 from phi_edge.image.crops import ImageCrops
-from phi_edge.package import Manifest
+from phi_edge.package import Package
 from phi_edge.text.prompt import Prompt
 
 _T = TypeVar("_T")
@@ -51,7 +51,7 @@ class DiskCache:
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, provider: str, max_bytes: int = MAX_DISK_CACHE_BYTES
+        self, folder: Path, manifest: Package, provider: str, max_bytes: int = MAX_DISK_CACHE_BYTES
     ) -> None:
         """Use a folder, which is made if it is not there, and which every package may use.
 

@@ -24,8 +24,8 @@ from .show import show
 @json_option
 def info(*, model_path: Path, as_json: bool) -> None:
     """Tell what PACKAGE is, the bundled one by default."""
-    manifest = package.read_manifest(model_path)
-    package.check_files(model_path, manifest)
+    manifest = package.read_package(model_path)
+    package.check_package(model_path, manifest)
     show(_describe(manifest) | {"runs_on": _runs_on(manifest)}, as_json=as_json)
 
 
@@ -33,12 +33,20 @@ def info(*, model_path: Path, as_json: bool) -> None:
 @package_argument
 def verify(*, model_path: Path) -> None:
     """Compare every file of PACKAGE with its digest, and name what differs."""
-    manifest = package.read_manifest(model_path)
-    package.check_files(model_path, manifest, verify=True)
-    click.echo(f"{model_path}: all {len(manifest.files)} files are as they were exported")
+    manifest = package.read_package(model_path)
+    num_verified = package.check_package(model_path, manifest, verify=True)
+    num_files = len(manifest.files)
+    if isinstance(manifest, package.Manifest):
+        found = f"all {num_files} files are as they were exported"
+    elif num_verified:
+        found = f"{num_verified} of {num_files} files are as they were published"
+        found += "; no digests are known of the others" if num_verified < num_files else ""
+    else:
+        found = "no digests come with this package"
+    click.echo(f"{model_path}: {found}")
 
 
-def _runs_on(manifest: package.Manifest) -> str:
+def _runs_on(manifest: package.Package) -> str:
     """Tell what `--provider auto` means for this package, and why."""
     try:
         choice = choose_provider(manifest.provider)
@@ -47,21 +55,15 @@ def _runs_on(manifest: package.Manifest) -> str:
     return f"{choice.provider}: {choice.reason}"
 
 
-def _describe(manifest: package.Manifest) -> dict[str, Any]:
+def _describe(manifest: package.Package) -> dict[str, Any]:
     model = manifest.model
-    return {
+    facts = {
         "name": manifest.name,
+        "layout": manifest.layout,
         "precision": manifest.precision,
         "provider": manifest.provider,
-        "format_version": manifest.format_version,
         "size_bytes": manifest.size,
         "files": {name: entry.size for name, entry in manifest.files.items()},
-        "quantizers": {
-            group: f"{q['bits']} bits, block {q['block_size']}, "
-            f"{'symmetric' if q['symmetric'] else 'asymmetric'}, "
-            f"accuracy level {q['accuracy_level']}"
-            for group, q in manifest.recipe["quantizers"].items()
-        },
         "context_length": model.context_length,
         "cache_dtype": model.cache_dtype,
         "cache_bytes_per_token": model.cache_bytes_per_token,
@@ -70,9 +72,20 @@ def _describe(manifest: package.Manifest) -> dict[str, Any]:
             f"{rows} x {columns} crops": count_tokens((rows * CROP_SIZE, columns * CROP_SIZE))
             for rows, columns in ((1, 1), (2, 2), (3, 5), (4, 4))
         },
-        "source_digest": manifest.source_digest,
-        "versions": dict(manifest.versions),
     }
+    if isinstance(manifest, package.Manifest):
+        facts |= {
+            "format_version": manifest.format_version,
+            "quantizers": {
+                group: f"{q['bits']} bits, block {q['block_size']}, "
+                f"{'symmetric' if q['symmetric'] else 'asymmetric'}, "
+                f"accuracy level {q['accuracy_level']}"
+                for group, q in manifest.recipe["quantizers"].items()
+            },
+            "source_digest": manifest.source_digest,
+            "versions": dict(manifest.versions),
+        }
+    return facts
 
 
 @click.command()
@@ -85,7 +98,7 @@ def doctor(*, model_path: Path | None, as_json: bool) -> None:
     """
     from phi_edge.engine.doctor import examine
 
-    found = examine(package.read_manifest(find_package(model_path)).provider)
+    found = examine(package.read_package(find_package(model_path)).provider)
     facts = dataclasses.asdict(found) | {"is_well": found.is_well}
     show(facts if as_json else found.summary(), as_json=as_json)
     sys.exit(0 if found.is_well else 1)

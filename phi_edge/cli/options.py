@@ -17,13 +17,6 @@ from phi_edge.loading import ENGINES, LoadOptions, find_package, load_model
 
 Command = Callable[..., Any]
 
-package_argument = click.argument(
-    "model_path",
-    metavar="[PACKAGE]",
-    type=click.Path(path_type=Path),
-    required=False,
-    callback=lambda _context, _parameter, source: find_package(source),
-)
 provider_option = click.option(
     "--provider",
     type=click.Choice([AUTO, *PROVIDERS]),
@@ -96,6 +89,27 @@ _LOADING = (
         "Its files tell what images and prompts say, and only you can read them.",
     ),
 )
+
+
+def package_argument(command: Command) -> Command:
+    """Give a command the folder of a package, named as an argument or, as elsewhere, by `--model`.
+
+    It gets `model_path`.
+    """
+
+    @functools.wraps(command)
+    def finding(*, package: Path | None, model: Path | None, **arguments: Any) -> Any:
+        if package and model:
+            raise click.UsageError("give PACKAGE or --model, not both")
+        folder = find_package(package or model, arguments.get("provider", AUTO))
+        return command(model_path=folder, **arguments)
+
+    path = click.Path(path_type=Path)
+    names = (
+        click.argument("package", metavar="[PACKAGE]", type=path, required=False),
+        click.option("--model", type=path, help="The same as PACKAGE."),
+    )
+    return _with_options(finding, names)
 
 
 def loading_options(command: Command) -> Command:

@@ -65,8 +65,8 @@ def estimate(
     """Predict the memory and the time that a request to PACKAGE takes."""
     from phi_edge.planning.estimate import estimate
 
-    manifest = package.read_manifest(model_path)
-    package.check_files(model_path, manifest)
+    manifest = package.read_package(model_path)
+    package.check_package(model_path, manifest)
     resolved = resolve_provider(provider, manifest.provider)
     sizes = [read_size(path) for path in image_paths]
     facts = estimate(manifest, prompt_tokens, image_sizes=sizes, provider=resolved, **request)
@@ -85,7 +85,7 @@ def calibrate(*, model_path: Path, provider: str, num_threads: int | None) -> No
     from phi_edge.evaluation.measure import measure_speed
     from phi_edge.planning.speed import save_profile
 
-    manifest = package.read_manifest(model_path)
+    manifest = package.read_package(model_path)
     resolved = resolve_provider(provider, manifest.provider)
     speed = measure_speed(
         model_path,

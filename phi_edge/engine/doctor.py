@@ -84,7 +84,7 @@ def examine(built_for: str = "cpu") -> Diagnosis:
         problems.append(str(error))
     else:
         results = {provider: probe(provider) for provider in PROVIDERS}
-        default = choose_provider(built_for, lambda provider: results[provider].problem)
+        default = choose_provider(built_for)
     return Diagnosis(
         python=f"{platform.python_version()} on {platform.platform()}",
         onnxruntime=version,

@@ -13,7 +13,6 @@ import json
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,11 @@ from phi_edge.engine.base import (
 )
 from phi_edge.engine.probe import PROBES
 from phi_edge.engine.providers import find_provider
-from phi_edge.engine.session import engine_errors, import_onnxruntime, open_session
-from phi_edge.engine.vision import encode_image
+from phi_edge.engine.session import engine_errors, import_onnxruntime
+from phi_edge.engine.vision import VisionEncoder
 from phi_edge.errors import EngineError, ProviderError
 from phi_edge.image.crops import ImageCrops
-from phi_edge.package import Manifest
+from phi_edge.package import Package, PublishedPackage
 from phi_edge.package.genai_config import check_genai_config
 
 logger = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ class GenaiEngine(Engine):
     def __init__(
         self,
         folder: Path,
-        manifest: Manifest,
+        manifest: Package,
         provider: str,
         num_threads: int | None = None,
         provider_options: Mapping[str, object] | None = None,
@@ -70,15 +69,19 @@ class GenaiEngine(Engine):
             EngineError: The package was built for another provider, or cannot be loaded.
         """
         self.model = manifest.model
-        self._folder = folder
-        self._num_threads = num_threads
         self.og = _import_genai()
         record = find_provider(provider)
-        _check_provider(self.og, provider, manifest.provider)
+        is_bound = True
+        if isinstance(manifest, PublishedPackage):
+            _check_layout(folder, manifest)
+            is_bound = False  # any provider may be tried
+        _check_provider(self.og, provider, manifest.provider if is_bound else provider)
         check_genai_config(folder, manifest)
         with engine_errors(f"loading {folder}"):
             config = self.og.Config(str(folder))
-            if record.genai_adds:
+            if not is_bound:
+                config.clear_providers()
+            if record.genai_adds or (provider != "cpu" and not is_bound):
                 config.append_provider(record.genai_name)
             for key, value in (provider_options or {}).items():
                 config.set_provider_option(record.genai_name, key, str(value))
@@ -87,19 +90,14 @@ class GenaiEngine(Engine):
                 roles = dict.fromkeys((package.DECODER, package.EMBEDDING), options)
                 config.overlay(json.dumps({"model": roles}))
             passing_on = PROBES / f"identity_{self.model.io_dtype}.onnx"
-            config.add_model_data(package.GRAPH_FILES[package.VISION], passing_on.read_bytes())
+            config.add_model_data(manifest.graph_files[package.VISION], passing_on.read_bytes())
             self.genai_model: Any = self.og.Model(config)
-        self._vision_provider = "cpu" if record.genai_adds else provider
-
-    @cached_property
-    def vision(self) -> Any:
-        """A session of the vision graph, opened when the first image comes."""
-        path = self._folder / package.GRAPH_FILES[package.VISION]
-        return open_session(path, self._vision_provider, self._num_threads)
+        vision_provider = "cpu" if record.genai_adds else provider
+        self.vision = VisionEncoder(folder, manifest, vision_provider, num_threads)
 
     @override
     def encode_image(self, crops: ImageCrops, cancel: threading.Event | None = None) -> Features:
-        return encode_image(self.vision, crops, cancel)
+        return self.vision.encode(crops, cancel)
 
     @override
     def begin(self) -> GenaiRun:
@@ -118,7 +116,7 @@ class GenaiEngine(Engine):
     @override
     def close(self) -> None:
         self.genai_model = None
-        self.__dict__.pop("vision", None)
+        self.vision.close()
 
 
 class GenaiRun(Run):
@@ -239,6 +237,23 @@ def _import_genai() -> Any:
         ) from None
     og.disable_telemetry_events()
     return og
+
+
+def _check_layout(folder: Path, manifest: PublishedPackage) -> None:
+    """Raise if onnxruntime-genai knows no packages like this."""
+    reason = ""
+    if package.GENAI_CONFIG_FILE not in manifest.files:
+        reason = f"it has no {package.GENAI_CONFIG_FILE}"
+    elif not manifest.merges_features:
+        reason = (
+            "since release 0.5 it wants an embedding graph that takes image features "
+            "(https://github.com/microsoft/onnxruntime-genai/issues/1055)"
+        )
+    if reason:
+        raise EngineError(
+            f"onnxruntime-genai does not run {folder}, which has the layout of {manifest.layout}: "
+            f"{reason}. Use the engine 'onnxruntime'"
+        )
 
 
 def _check_provider(og: Any, provider: str, built_for: str) -> None:

@@ -12,7 +12,6 @@ from typing_extensions import override
 from phi_edge.engine.base import Engine, Features, KeyValues, check_tokens
 from phi_edge.engine.ort_sequence import OrtRun
 from phi_edge.engine.ort_step import OrtGraphs
-from phi_edge.engine.vision import encode_image
 from phi_edge.image.crops import ImageCrops
 
 
@@ -21,7 +20,7 @@ class OrtEngine(OrtGraphs, Engine):
 
     @override
     def encode_image(self, crops: ImageCrops, cancel: threading.Event | None = None) -> Features:
-        return encode_image(self.vision, crops, cancel)
+        return self.vision.encode(crops, cancel)
 
     @override
     def begin(self) -> OrtRun:

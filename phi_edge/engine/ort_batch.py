@@ -54,11 +54,12 @@ class OrtBatch(Batch):
         if self._cache.reserve(total, num_kept=self._num_tokens):
             self._cache.bind(self._decoder.binding)
         ids = np.array(token_ids, np.int64)[:, None]
-        self._graphs.step(self._decoder, ids, self._no_features, total, total, self._cancel)
+        logits = self._graphs.step(
+            self._decoder, ids, self._no_features, total, total, self._cancel
+        )
         self._num_tokens = total
         self._cache.note_use(total)
-        logits: Logits = self._logits.last[:, 0].copy()
-        return logits
+        return logits[:, 0]
 
     @override
     def keep(self, members: Sequence[int]) -> None:
@@ -66,7 +67,6 @@ class OrtBatch(Batch):
         self._bind()
 
     def _bind(self) -> None:
-        """Bind the cache and the logits, in a binding for so many sequences."""
+        """Bind the cache, in a binding for so many sequences."""
         self._decoder = self._graphs.bind_decoder()
         self._cache.bind(self._decoder.binding)
-        self._logits = self._graphs.bind_logits([self._decoder], self._cache.batch_size)

@@ -42,12 +42,11 @@ class OrtRun(Run):
         self._num_cached = 0
         # Of the sequence whose keys are cached.
         self._rope_limit = self._model.rope_limit(0)
-        self._logits_are_current = False
+        self._logits: Logits | None = None  # of the last token
         self._cache = graphs.new_cache()
         self._decoder = graphs.bind_decoder()
         self._prompt_graph = graphs.bind_prompt_graph()
         self._bound = [graph for graph in (self._decoder, self._prompt_graph) if graph]
-        self._logits = graphs.bind_logits(self._bound, 1)
 
     @property
     @override
@@ -63,10 +62,9 @@ class OrtRun(Run):
     @property
     @override
     def logits(self) -> Logits:
-        if not self._logits_are_current:  # after a rewind, for example
+        if self._logits is None:  # after a rewind, for example
             self._run_pending(0)
-        logits: Logits = self._logits.last[0, 0].copy()
-        return logits
+        return np.array(self._logits)
 
     @property
     @override
@@ -78,12 +76,12 @@ class OrtRun(Run):
 
     @override
     def _forget(self) -> None:
-        self._logits_are_current = False
+        self._logits = None
         self._num_cached = min(self._num_cached, len(self._ids))
 
     @override
     def fork(self, batch_size: int) -> OrtBatch:
-        if self._num_cached < len(self._ids):
+        if self.num_cached < len(self._ids):
             self._run_pending(0)
         num_tokens = len(self._ids)
         cache = self._graphs.new_cache(batch_size)
@@ -92,8 +90,8 @@ class OrtRun(Run):
 
     @override
     def export_kv(self, num_tokens: int) -> Iterator[KeyValues]:
-        if num_tokens > self._num_cached:
-            raise ValueError(f"{self._num_cached} tokens are cached, not {num_tokens}")
+        if num_tokens > self.num_cached:
+            raise ValueError(f"{self.num_cached} tokens are cached, not {num_tokens}")
         return self._cache.export_kv(num_tokens)
 
     def import_kv(
@@ -112,9 +110,7 @@ class OrtRun(Run):
 
     @override
     def _run_pending(self, num_earlier: int) -> Logits:
-        self._logits_are_current = False
-        if num_earlier != self._logits.earlier.shape[1]:
-            self._logits = self._graphs.bind_logits(self._bound, 1, num_earlier)
+        self._logits = None
         rope_limit = self._model.rope_limit(len(self._ids))
         if rope_limit != self._rope_limit:
             if self._num_cached:
@@ -136,36 +132,48 @@ class OrtRun(Run):
         features = features[len(features) - self._num_slots(self._num_cached) :]
         while self._num_cached < len(self._ids):
             check_cancelled(self._cancel)
-            stop = self._num_cached + self._graphs.chunk_size
-            features = self._run_chunk(self._num_cached, stop, features)
+            stop = self._graphs.chunk_end(self._num_cached, len(self._ids))
+            logits, features = self._run_chunk(self._num_cached, stop, features, num_earlier)
             self._cache.note_use(self._num_cached)
-        self._logits_are_current = True
-        return np.concatenate([self._logits.earlier[0], self._logits.last[0]])
+        self._logits = logits[-1]
+        return np.array(logits)
 
     def _bind_cache(self) -> None:
-        for _, binding in self._bound:
-            self._cache.bind(binding)
+        for graph in self._bound:
+            self._cache.bind(graph.binding)
 
     def _run_chunk(
-        self, start: int, stop: int, features: npt.NDArray[np.floating[Any]]
-    ) -> npt.NDArray[np.floating[Any]]:
+        self,
+        start: int,
+        stop: int,
+        features: npt.NDArray[np.floating[Any]],
+        num_earlier: int,
+    ) -> tuple[Logits, npt.NDArray[np.floating[Any]]]:
         """Extend the cache, which holds `start` tokens, by the next ones up to `stop`.
 
         The features are those of the image slots from `start` on. What is left for later chunks is
-        given back.
+        given back, behind the logits of the last tokens.
         """
         ids = np.array([self._ids[start:stop]], np.int64)
         num_slots = int((ids < 0).sum())
         total = start + ids.size
         # Guesses are verified by the very weights that decode.
-        is_prompt = ids.size >= _MIN_PROMPT_TOKENS and not self._logits.earlier.size
+        is_prompt = ids.size >= _MIN_PROMPT_TOKENS and not num_earlier
         graph = (is_prompt and self._prompt_graph) or self._decoder
         try:
-            self._graphs.step(graph, ids, features[:num_slots], total, len(self._ids), self._cancel)
+            logits = self._graphs.step(
+                graph,
+                ids,
+                features[:num_slots],
+                total,
+                len(self._ids),
+                self._cancel,
+                num_earlier,
+            )
         except GenerationCancelled:
             raise  # the chunks before are whole
         except Exception:
             self._num_cached = 0  # nobody knows what is in the cache now
             raise
         self._num_cached = total
-        return features[num_slots:]
+        return logits[0], features[num_slots:]

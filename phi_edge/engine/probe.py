@@ -119,7 +119,8 @@ class ProviderChoice:
 
 def why_not(provider: str) -> str:
     """Tell why a provider cannot be used here; empty if it can."""
-    return probe(provider).problem
+    # A package of others may name any.
+    return probe(provider).problem if provider in PROVIDERS else "it is not known here"
 
 
 def choose_provider(built_for: str, why_not: Callable[[str], str] = why_not) -> ProviderChoice:

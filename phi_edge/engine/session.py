@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from phi_edge.cancel import CancelToken
 from phi_edge.engine.providers import Provider, find_provider
 from phi_edge.errors import EngineError, GenerationCancelled, OutOfMemoryError, ProviderError
@@ -135,6 +137,11 @@ def open_session(
         )
     logger.debug("opened %s on %s", path, record.ort_name)
     return session
+
+
+def numpy_dtype(node: Any) -> np.dtype[Any]:
+    """Find NumPy's type of a session's floating-point input or output."""
+    return np.dtype({"tensor(float)": "float32", "tensor(float16)": "float16"}[node.type])
 
 
 @contextmanager

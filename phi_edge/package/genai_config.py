@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from phi_edge.errors import PackageError
-from phi_edge.package import GENAI_CONFIG_FILE, Manifest
+from phi_edge.package import GENAI_CONFIG_FILE, Package
 
-# What the exporter writes; providers without options of their own.
+# What the exporter writes, and onnxruntime-genai's own builder.
 _SESSION_OPTIONS = ("log_id", "log_severity_level", "provider_options")
+_PROVIDER_OPTIONS = ("enable_cuda_graph", "enable_skip_layer_norm_strict_mode")
 
 
 class _Object(list[tuple[str, Any]]):
     """A JSON object with every key that it has, those that come twice too."""
 
 
-def check_genai_config(folder: Path, manifest: Manifest) -> None:
+def check_genai_config(folder: Path, manifest: Package) -> None:
     """Refuse a configuration that would have more loaded than the package.
 
     Raises:
@@ -38,10 +39,13 @@ def check_genai_config(folder: Path, manifest: Manifest) -> None:
     except ValueError as error:
         raise PackageError(f"{path} is damaged ({error}): export the package again") from None
     if problems := list(_problems(config, manifest)):
-        raise PackageError(f"{path} has what no export writes: {', '.join(problems)}")
+        raise PackageError(
+            f"{path} has what onnxruntime-genai would load, or options that phi_edge does not pass "
+            f"on: {', '.join(problems)}. Use the engine 'onnxruntime'"
+        )
 
 
-def _problems(value: object, manifest: Manifest) -> Iterator[str]:
+def _problems(value: object, manifest: Package) -> Iterator[str]:
     if isinstance(value, _Object):
         for key, content in value:
             if key == "session_options":
@@ -67,8 +71,12 @@ def _option_problems(options: object) -> Iterator[str]:
 
 
 def _is_plain(provider_options: object) -> bool:
-    """Tell whether they are names of providers alone."""
+    """Tell whether they are names of providers, with none of the options that load something."""
     return isinstance(provider_options, list) and all(
-        isinstance(entry, _Object) and not any(options for _, options in entry)
+        isinstance(entry, _Object)
+        and all(
+            isinstance(options, _Object) and all(key in _PROVIDER_OPTIONS for key, _ in options)
+            for _, options in entry
+        )
         for entry in provider_options
     )

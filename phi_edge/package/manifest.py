@@ -1,10 +1,9 @@
-"""The package format: the one contract between the exporter and the runtime.
+"""The format of our own packages: the one contract between the exporter and the runtime.
 
 A package is a folder that holds three ONNX graphs with their weights (and a fourth, where prompts
 run on weights of their own), the tokenizer, and two descriptions: `phi_edge.json`, the manifest
 that is defined here, and `genai_config.json` with `processor_config.json`, which make the same
-folder loadable by onnxruntime-genai (model type `phi3v`). This module needs the standard library
-only.
+folder loadable by onnxruntime-genai (model type `phi3v`).
 """
 
 from __future__ import annotations
@@ -17,18 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from phi_edge.errors import PackageError, PackageNotFoundError
+from phi_edge.package.base import (
+    DECODER,
+    EMBEDDING,
+    PREFILL,
+    TOKENIZER_FILE,
+    VISION,
+    FileEntry,
+    ModelConfig,
+    Package,
+)
 from phi_edge.package.external_data import external_locations
 
 FORMAT_VERSION = 2
 READER_SUPPORTED_VERSIONS = (2,)
 
 MANIFEST_FILE = "phi_edge.json"
-GENAI_CONFIG_FILE = "genai_config.json"
-PROCESSOR_CONFIG_FILE = "processor_config.json"
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
-VISION, EMBEDDING, DECODER, PREFILL = "vision", "embedding", "decoder", "prefill"
 GRAPH_FILES: Mapping[str, str] = {
     VISION: "vision.onnx",
     EMBEDDING: "embedding.onnx",
@@ -38,9 +42,6 @@ GRAPH_FILES: Mapping[str, str] = {
 }
 OPTIONAL_GRAPHS = {PREFILL}
 
-PIXEL_VALUES, IMAGE_SIZES, IMAGE_FEATURES = "pixel_values", "image_sizes", "image_features"
-INPUT_IDS, INPUTS_EMBEDS = "input_ids", "inputs_embeds"
-ATTENTION_MASK, LOGITS = "attention_mask", "logits"
 # The decoder picks the short or the long RoPE factors by the larger of this input and the
 # number of tokens in the mask. Its default is 0; a prefill in chunks sets it to the length of
 # the whole prompt, so that every chunk uses the factors of the whole.
@@ -58,99 +59,36 @@ def weights_file(role: str) -> str:
     return GRAPH_FILES[role] + ".data"
 
 
-def past_name(layer: int, part: str) -> str:
-    """Name the decoder's input of the cached keys or values (`part` is "key" or "value")."""
-    return f"past_key_values.{layer}.{part}"
-
-
-def present_name(layer: int, part: str) -> str:
-    """Name the decoder's output of the extended keys or values (`part` is "key" or "value")."""
-    return f"present.{layer}.{part}"
-
-
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """What the runtime has to know about the model inside the graphs.
+class Manifest(Package):
+    """Description of a package of our own, stored as `phi_edge.json`.
+
+    Its `name` is the checkpoint's own for the model.
 
     Attributes:
-        context_length: Most tokens that a sequence can have (`max_position_embeddings`).
-        original_context_length: Longest sequence that uses the short RoPE factors.
-        io_dtype: "float32" or "float16", the type of embeddings and features.
-        cache_dtype: The same or "int8", the type of the key/value cache.
-        eos_token_ids: Tokens that end a completion.
-        num_crops: Default number of crops per image.
-        image_mean, image_std: Per-channel normalisation (RGB) of pixel values in 0-1.
-    """
-
-    hidden_size: int
-    vocab_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_size: int
-    context_length: int
-    original_context_length: int
-    io_dtype: str
-    cache_dtype: str
-    bos_token_id: int
-    eos_token_ids: tuple[int, ...]
-    pad_token_id: int
-    num_crops: int
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
-
-    def rope_limit(self, num_tokens: int) -> int:
-        """Find how long a sequence of `num_tokens` can become and keep its RoPE factors.
-
-        Sequences with the same limit have the same factors. One that grows beyond its limit, or is
-        cut back below another's, has other keys for all of its tokens.
-        """
-        is_short = num_tokens <= self.original_context_length
-        return self.original_context_length if is_short else self.context_length
-
-    @property
-    def cache_bytes_per_token(self) -> int:
-        """Bytes of key/value cache that one token takes."""
-        item_bytes = {"float32": 4, "float16": 2, "int8": 1}[self.cache_dtype]
-        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_size * item_bytes
-
-
-@dataclasses.dataclass(frozen=True)
-class FileEntry:
-    """Size in bytes and SHA-256 (hexadecimal) of one file."""
-
-    size: int
-    sha256: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Manifest:
-    """Description of a package, stored as `phi_edge.json`.
-
-    Attributes:
-        name: The checkpoint's own name for the model.
-        provider: Execution provider family that the graphs were built for.
-        precision: "fp32", "fp16" or "int4".
         recipe: How the weights were quantized, as the quantizer describes it.
         source: Files of the checkpoint with their digests.
         versions: Versions of the software that wrote the package.
-        files: Every file of the package but the manifest itself.
     """
 
     format_version: int
-    name: str
-    provider: str
-    precision: str
-    model: ModelConfig
     recipe: Mapping[str, Any]
     source: Mapping[str, FileEntry]
     versions: Mapping[str, str]
-    files: Mapping[str, FileEntry]
 
     @property
-    def graphs(self) -> list[str]:
-        """Roles of the graphs that the package has."""
-        return [role for role, file in GRAPH_FILES.items() if file in self.files]
+    def layout(self) -> str:
+        """How the folder is laid out: by whose conventions."""
+        return "phi_edge"
+
+    @property
+    def graph_files(self) -> Mapping[str, str]:
+        """Files of the graphs by their roles."""
+        return {role: file for role, file in GRAPH_FILES.items() if file in self.files}
+
+    def weights_bytes(self, role: str) -> int:
+        """Bytes of a graph's weights."""
+        return self.files[weights_file(role)].size
 
     @property
     def source_digest(self) -> str:
@@ -164,11 +102,6 @@ class Manifest:
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    @property
-    def size(self) -> int:
-        """Bytes of all files together."""
-        return sum(entry.size for entry in self.files.values())
-
 
 def describe_file(path: Path) -> FileEntry:
     """Describe a file by its size and SHA-256, read in blocks."""
@@ -181,7 +114,9 @@ def describe_file(path: Path) -> FileEntry:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `phi_edge.json` into a package folder."""
-    text = json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
+    facts = dataclasses.asdict(manifest)
+    facts = {"format_version": facts.pop("format_version"), **facts}  # what a reader looks at first
+    text = json.dumps(facts, indent=2) + "\n"
     (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
 
 
@@ -279,5 +214,5 @@ def _graph_problems(path: Path, manifest: Manifest) -> Iterator[str]:
     except ValueError as error:
         yield f"{path.name} is no ONNX graph ({error})"
         return
-    for location in sorted(locations - manifest.files.keys()):
+    for location in sorted(locations.keys() - manifest.files.keys()):
         yield f"{path.name} takes weights from {location!r}, which is no file of the package"

@@ -14,7 +14,7 @@ from phi_edge.image.crops import (
     count_tokens,
     padded_size,
 )
-from phi_edge.package import Manifest
+from phi_edge.package import Package
 from phi_edge.planning.memory import predict_needs
 from phi_edge.planning.speed import load_profile
 
@@ -23,7 +23,7 @@ _LARGE = (MOST_AUTO_CROPS * CROP_SIZE, MOST_AUTO_CROPS * CROP_SIZE)
 
 
 def estimate(
-    manifest: Manifest,
+    manifest: Package,
     prompt_tokens: int,
     *,
     num_images: int = 0,

@@ -21,7 +21,7 @@ from PIL import Image
 from phi_edge.engine.session import import_onnxruntime
 from phi_edge.errors import CalibrationError
 from phi_edge.image.crops import count_tokens
-from phi_edge.package import Manifest
+from phi_edge.package import Package
 from phi_edge.planning.crops import lower_crops
 from phi_edge.planning.memory import count_crops
 
@@ -76,7 +76,7 @@ def most_crops(
 
 
 def save_profile(
-    profile: SpeedProfile, manifest: Manifest, provider: str, num_threads: int | None
+    profile: SpeedProfile, manifest: Package, provider: str, num_threads: int | None
 ) -> Path:
     """Keep a profile, in the place of an older one.
 
@@ -93,7 +93,7 @@ def save_profile(
     return path
 
 
-def load_profile(manifest: Manifest, provider: str, num_threads: int | None) -> SpeedProfile:
+def load_profile(manifest: Package, provider: str, num_threads: int | None) -> SpeedProfile:
     """Read the profile that was kept.
 
     Raises:
@@ -114,7 +114,7 @@ def load_profile(manifest: Manifest, provider: str, num_threads: int | None) -> 
         raise CalibrationError(f"{path} cannot be read ({error}): calibrate again") from None
 
 
-def _key(manifest: Manifest, provider: str, num_threads: int | None) -> dict[str, object]:
+def _key(manifest: Package, provider: str, num_threads: int | None) -> dict[str, object]:
     return {
         "package": manifest.digest,
         "provider": provider,

@@ -6,7 +6,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from phi_edge.engine.base import Features
+from phi_edge.engine.base import Features, Logits
 from phi_edge.engine.ort import OrtEngine
 from phi_edge.engine.ort_sequence import OrtRun
 
@@ -36,6 +36,6 @@ class WatchedEngine(OrtEngine):
         return super().begin()
 
     @override
-    def step(self, graph: Any, input_ids: Any, *args: Any) -> None:
+    def step(self, graph: Any, input_ids: Any, *args: Any) -> Logits:
         self.steps.append(input_ids.shape)
-        super().step(graph, input_ids, *args)
+        return super().step(graph, input_ids, *args)

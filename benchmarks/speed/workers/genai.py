@@ -1,7 +1,8 @@
 """A package in onnxruntime-genai.
 
 Its own image processor always cuts an image into up to 16 crops, and pads them to 17. To compare
-the same work, it is given pixels that are cut already, and no time for cutting is counted.
+the same work, it is given pixels that are cut already, and no time for cutting is counted. With
+`padded_crops` they are padded as well, and the vision graph has as much to do as in its own use.
 """
 
 from __future__ import annotations
@@ -21,8 +22,25 @@ from .protocol import NUM_AROUND, Figures, count_image_tokens, peak_rss_bytes, s
 class Genai:
     """A loaded package, with one sequence that goes on."""
 
-    def __init__(self, model: str) -> None:
-        self._model = og.Model(model)
+    def __init__(
+        self, model: str, *, num_threads: int | None = None, padded_crops: int | None = None
+    ) -> None:
+        """Load a package.
+
+        Args:
+            model: Its folder.
+            num_threads: Threads of each graph; when None, half the processors that the system
+                tells of, one where there are two.
+            padded_crops: Crops that the vision graph is given of an image, those beyond its own
+                all zeros; its own alone when None.
+        """
+        loaded = og.Config(model)
+        if num_threads:
+            options = {"session_options": {"intra_op_num_threads": num_threads}}
+            roles = ("decoder", "embedding", "vision")
+            loaded.overlay(json.dumps({"model": dict.fromkeys(roles, options)}))
+        self._model = og.Model(loaded)
+        self._padded_crops = padded_crops
         config = json.loads((Path(model) / "genai_config.json").read_text(encoding="utf-8"))
         self._vocab_size = config["model"]["vocab_size"]
         self._rng = np.random.default_rng(0)
@@ -50,9 +68,13 @@ class Genai:
         slots = np.full(num_image_tokens, -1, np.int32)
         before, after = map(self._tokens, NUM_AROUND)
         shape = (1, rows * columns + 1, 3, 336, 336)
+        pixels = np.random.default_rng(seed).standard_normal(shape, np.float32)
+        if self._padded_crops is not None:
+            num_more = self._padded_crops - pixels.shape[1]
+            pixels = np.pad(pixels, [(0, 0), (0, num_more), (0, 0), (0, 0), (0, 0)])
         inputs = og.NamedTensors()
         inputs["input_ids"] = np.concatenate([before, slots, after])[None]
-        inputs["pixel_values"] = np.random.default_rng(seed).standard_normal(shape, np.float32)
+        inputs["pixel_values"] = pixels
         inputs["image_sizes"] = np.array([[rows * 336, columns * 336]], np.int64)
         inputs["num_image_tokens"] = np.array([[num_image_tokens]], np.int64)
         start = time.perf_counter()

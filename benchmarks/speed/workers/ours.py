@@ -18,7 +18,7 @@ from phi_edge.generation.constraint import JsonConstraint, JsonGrammar
 from phi_edge.generation.drafting import DRAFT_TOKENS, DraftingRun
 from phi_edge.image.crops import CROP_SIZE
 from phi_edge.loading import BUNDLED_MODEL
-from phi_edge.package import DECODER, GRAPH_FILES, TOKENIZER_FILE
+from phi_edge.package import DECODER, TOKENIZER_FILE, read_package
 from phi_edge.text.prompt import chat_text, encode_prompt
 
 from .protocol import NUM_AROUND, Figures, peak_rss_bytes, serve
@@ -187,7 +187,7 @@ def count_weight_bytes(package: Path) -> int:
     """Count the bytes of weights, scales and zero points that a decode step multiplies by."""
     import onnx_ir as ir
 
-    decoder = ir.load(package / GRAPH_FILES[DECODER])
+    decoder = ir.load(package / read_package(package).graph_files[DECODER])
     values = {
         value.name: value.const_value.nbytes
         for node in decoder.graph.all_nodes()
