@@ -53,7 +53,7 @@ def test_gpu_graphs_use_documented_kernels(
     export_compact: Exporter, precision: str, provider: str
 ) -> None:
     folder = export_compact(precision, provider)
-    files = [package.GRAPH_FILES[role] for role in package.read_manifest(folder).graphs]
+    files = package.read_manifest(folder).graph_files.values()
     used = set().union(*(used_kernels(folder / file) for file in files))
     missing = {
         (operator, dtype)

@@ -154,10 +154,10 @@ def test_a_graph_that_is_not_listed_is_not_run(prefill_folder: Path, tmp_path: P
     for file in prefill_folder.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     manifest = json.loads((folder / MANIFEST_FILE).read_text())
-    assert "prefill" in read_manifest(folder).graphs
+    assert "prefill" in read_manifest(folder).graph_files
     del manifest["files"]["prefill.onnx"], manifest["files"]["prefill.onnx.data"]
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
-    assert "prefill" not in read_manifest(folder).graphs
+    assert "prefill" not in read_manifest(folder).graph_files
     (folder / "prefill.onnx").write_bytes(b"")
     with phi_edge.load_model(folder) as model:
         assert model.start(Prompt(random_ids(40))).num_tokens == 40
