@@ -29,8 +29,8 @@ class Genai:
 
         Args:
             model: Its folder.
-            num_threads: Threads of each graph; when None, half the processors that the system
-                tells of, one where there are two.
+            num_threads: Threads of each graph; what it takes by itself when None, which is one
+                where there are two processors.
             padded_crops: Crops that the vision graph is given of an image, those beyond its own
                 all zeros; its own alone when None.
         """
