@@ -95,14 +95,14 @@ def check_package(folder: Path, package: Package, *, verify: bool = False) -> in
     Raises:
         PackageError: Names every file that is missing or was changed.
     """
+    known = {name: entry for name, entry in package.files.items() if entry.sha256}
     if isinstance(package, Manifest):
         check_files(folder, package, verify=verify)
-    known = {name: entry for name, entry in package.files.items() if entry.sha256}
-    if verify and not isinstance(package, Manifest):
-        changed = [name for name, entry in known.items() if describe_file(folder / name) != entry]
-        if changed:
-            raise PackageError(
-                f"{folder} is not as it was published: {', '.join(changed)} was changed (its "
-                "SHA-256 differs). Fetch it again"
-            )
+    elif verify and (
+        changed := [name for name, entry in known.items() if describe_file(folder / name) != entry]
+    ):
+        raise PackageError(
+            f"{folder} is not as it was published: {', '.join(changed)} was changed (its "
+            "SHA-256 differs). Fetch it again"
+        )
     return len(known) if verify else 0
